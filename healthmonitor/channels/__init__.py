@@ -1,0 +1,1 @@
+"""Channels behind one port (`channel.py`): where notifications of incidents go."""

@@ -1,0 +1,54 @@
+"""Subjects on the bus. They are BOSH's (reference: BOSH agent wire protocol), so that its agents can be heard too.
+
+Law: the agent's id comes from the subject, never from the payload: permissions are granted by subject.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from protocol.ids import AgentId, MonitorId, is_token
+
+
+class AgentMessage(Enum):
+    HEARTBEAT = "heartbeat"
+    ALERT = "alert"
+    SHUTDOWN = "shutdown"
+
+
+DIRECTOR_ALERT = "hm.director.alert"
+MONITOR_CANARY_AGENT = "hm-canary"
+"""Prefix of the agent id under which a monitor hears itself: `hm.agent.heartbeat.hm-canary-<monitor>`."""
+
+
+def to_monitor(kind: AgentMessage, agent: AgentId) -> str:
+    return f"hm.agent.{kind.value}.{agent}"
+
+
+def every_agent(kind: AgentMessage) -> str:
+    return f"hm.agent.{kind.value}.*"
+
+
+def to_agent(agent: AgentId) -> str:
+    return f"agent.{agent}"
+
+
+def answer(monitor: MonitorId, agent: AgentId, request: str) -> str:
+    """Where an agent answers. Its own id is in the subject, so that permissions can bind it to its own inbox."""
+    return f"director.{monitor}.{agent}.{request}"
+
+
+def every_answer(monitor: MonitorId) -> str:
+    return f"director.{monitor}.>"
+
+
+def agent_of(subject: str) -> AgentId | None:
+    """The agent that a `hm.agent.<kind>.<id>` subject names, or None when it is not such a subject."""
+    parts = subject.split(".", 3)
+    if len(parts) != 4 or parts[0] != "hm" or parts[1] != "agent" or not is_token(parts[3]):
+        return None
+    return AgentId(parts[3])
+
+
+def canary(monitor: MonitorId) -> AgentId:
+    return AgentId(f"{MONITOR_CANARY_AGENT}-{monitor}")
