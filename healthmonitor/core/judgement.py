@@ -1,0 +1,51 @@
+"""What the monitor believes at one moment: the words that judging and acting have in common.
+
+Law: a Judgement is whole and of one moment; the resurrector acts on the latest one only, and asks again
+(`Step.CONFIRM`) before anything that cannot be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from protocol.heartbeat import Heartbeat
+from protocol.ids import AgentId, InstanceId
+
+
+class Verdict(Enum):
+    UNHEARD = "unheard"  # never heard since this monitor began to listen
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    MISSING = "missing"
+    CANNOT_TELL = "cannot_tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    agent: AgentId
+    since_seconds: float  # of the monitor's clock: when it was last known alive
+    evidence: str  # one sentence: silence of how long, what asking gave, what the cloud said
+    by_cloud: bool = False  # the cloud says that it does not run
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    at_seconds: float
+    missing: Mapping[InstanceId, Missing] = field(default_factory=dict)
+    cannot_tell: str = ""  # the reason, when nothing may be concluded from silence now
+    meltdowns: Mapping[str, str] = field(default_factory=dict)  # "fleet" or a deployment → the reason
+
+
+class FleetView(Protocol):
+    def verdict(self, agent: AgentId) -> Verdict: ...
+
+    def last_heartbeat(self, agent: AgentId) -> Heartbeat | None:
+        """None: not heard since this monitor began to listen."""
+        ...
+
+    def heard_after(self, agent: AgentId, at_seconds: float) -> bool:
+        """Whether a sign of life that is certainly younger than `at_seconds` (the loop's clock) has come."""
+        ...
