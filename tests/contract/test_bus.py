@@ -1,0 +1,312 @@
+"""What every bus keeps: run against the simulated one and against the real one on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+import pytest
+
+from protocol.bus import Bus, BusUnavailable, Message, NoResponders, WrongRevision
+from protocol.nats_bus import NatsBus, SystemEvents
+from protocol.settings import BusSettings
+from tests.simulation.bus import SimulatedBus, SimulatedServer, SimulatedSystemEvents
+from tests.support.nats import NatsServer, nats_server
+from tests.support.waiting import until
+
+
+class House(Protocol):
+    """A server, and clients of it."""
+
+    async def client(self, name: str) -> Bus: ...
+
+    async def stop_server(self) -> None: ...
+
+    async def start_server(self) -> None: ...
+
+    async def hear_disconnects(self, callback: Callable[[str], None]) -> None: ...
+
+
+class SimulatedHouse:
+    def __init__(self) -> None:
+        self.server = SimulatedServer(Random(1))
+        self._clients: list[SimulatedBus] = []
+
+    async def client(self, name: str) -> SimulatedBus:
+        bus = await self.server.client(name).open()
+        self._clients.append(bus)
+        await bus.wait_connected(5)
+        return bus
+
+    async def stop_server(self) -> None:
+        self.server.crash()
+
+    async def start_server(self) -> None:
+        self.server.start()
+
+    async def hear_disconnects(self, callback: Callable[[str], None]) -> None:
+        await SimulatedSystemEvents(await self.client("system")).on_disconnect(callback)
+
+    async def close(self) -> None:
+        for bus in self._clients:
+            await bus.close()
+
+
+class NatsHouse:
+    def __init__(self, server: NatsServer) -> None:
+        self.server = server
+        self._clients: list[NatsBus] = []
+
+    async def client(self, name: str) -> NatsBus:
+        return await self._open(BusSettings(urls=(self.server.url,)), name)
+
+    async def stop_server(self) -> None:
+        await self.server.stop(kill=True)
+
+    async def start_server(self) -> None:
+        await self.server.start()
+
+    async def hear_disconnects(self, callback: Callable[[str], None]) -> None:
+        system = BusSettings(
+            urls=(self.server.url,), user=self.server.system_user, password=self.server.system_password
+        )
+        bus = await self._open(system, "system")
+        await SystemEvents(bus).on_disconnect(callback)
+        await bus.flush(5)
+
+    async def close(self) -> None:
+        for bus in self._clients:
+            await bus.close()
+
+    async def _open(self, settings: BusSettings, name: str) -> NatsBus:
+        bus = await NatsBus.open(settings, name)
+        self._clients.append(bus)
+        await bus.wait_connected(15)
+        return bus
+
+
+@pytest.fixture(params=["simulated", "nats"])
+async def house(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[House]:
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "simulated":
+            simulated = SimulatedHouse()
+            stack.push_async_callback(simulated.close)
+            yield simulated
+        else:
+            real = NatsHouse(await stack.enter_async_context(nats_server(tmp_path)))
+            stack.push_async_callback(real.close)
+            yield real
+
+
+async def test_messages_arrive_in_order_at_every_subscriber(house: House) -> None:
+    """What one client publishes reaches every subscriber whose pattern matches, in order, with its subject."""
+    sender, one, two = [await house.client(name) for name in ("sender", "one", "two")]
+    heard: dict[str, list[Message]] = {"exact": [], "star": [], "tail": [], "other": []}
+    await one.subscribe("hm.agent.heartbeat.a", heard["exact"].append)
+    await one.subscribe("hm.agent.heartbeat.*", heard["star"].append)
+    await two.subscribe("hm.>", heard["tail"].append)
+    await two.subscribe("hm.agent.*", heard["other"].append)
+    await one.flush(5)
+    await two.flush(5)
+    for number in range(50):
+        await sender.publish("hm.agent.heartbeat.a", str(number).encode())
+    await sender.publish("hm.agent.heartbeat.b", b"b")
+    await until(lambda: len(heard["star"]) == 51 and len(heard["tail"]) == 51, what="all heard")
+    assert [message.payload for message in heard["exact"]] == [str(number).encode() for number in range(50)]
+    assert heard["star"][-1] == Message("hm.agent.heartbeat.b", b"b")
+    assert heard["other"] == []
+
+
+async def test_nothing_is_heard_after_unsubscribing(house: House) -> None:
+    """An unsubscribed callback is not called for what is published afterwards; others still are."""
+    sender, hearer = await house.client("sender"), await house.client("hearer")
+    gone: list[Message] = []
+    kept: list[Message] = []
+    subscription = await hearer.subscribe("x", gone.append)
+    await hearer.subscribe("x", kept.append)
+    await subscription.unsubscribe()
+    await hearer.flush(5)
+    await sender.publish("x", b"")
+    await until(lambda: kept, what="the kept one heard")
+    assert gone == []
+
+
+async def test_a_request_is_answered(house: House) -> None:
+    """The answer published on `reply_to` is what request returns."""
+    asker, answerer = await house.client("asker"), await house.client("answerer")
+    pending: set[asyncio.Task[None]] = set()
+
+    def answer(message: Message) -> None:
+        pending.add(asyncio.ensure_future(answerer.publish(message.reply_to, message.payload.upper())))
+
+    await answerer.subscribe("agent.a", answer)
+    await answerer.flush(5)
+    assert await asker.request("agent.a", b"ping", 5) == b"PING"
+
+
+async def test_a_request_that_nobody_hears_fails_at_once(house: House) -> None:
+    """NoResponders, long before the time given."""
+    asker = await house.client("asker")
+    async with asyncio.timeout(5):
+        with pytest.raises(NoResponders):
+            await asker.request("agent.nobody", b"ping", 60)
+
+
+async def test_a_request_without_answer_times_out(house: House) -> None:
+    """Somebody listens and says nothing: BusUnavailable, the outcome is unknown."""
+    asker, silent = await house.client("asker"), await house.client("silent")
+    await silent.subscribe("agent.a", lambda message: None)
+    await silent.flush(5)
+    with pytest.raises(BusUnavailable):
+        await asker.request("agent.a", b"ping", 0.2)
+
+
+async def test_a_bucket_compares_and_sets(house: House) -> None:
+    """create, update and delete refuse with WrongRevision what is not as the caller believes, and write nothing."""
+    bucket = await (await house.client("one")).bucket("instances")
+    assert await bucket.get("shop.db.0") is None
+    first = await bucket.create("shop.db.0", b"1")
+    with pytest.raises(WrongRevision):
+        await bucket.create("shop.db.0", b"other")
+    second = await bucket.update("shop.db.0", b"2", first)
+    assert second > first
+    with pytest.raises(WrongRevision):
+        await bucket.update("shop.db.0", b"stale", first)
+    with pytest.raises(WrongRevision):
+        await bucket.delete("shop.db.0", first)
+    entry = await bucket.get("shop.db.0")
+    assert entry is not None
+    assert (entry.key, entry.value, entry.revision) == ("shop.db.0", b"2", second)
+    await bucket.delete("shop.db.0", second)
+    assert await bucket.get("shop.db.0") is None
+    await bucket.delete("shop.db.0")
+    assert await bucket.create("shop.db.0", b"again") > second
+
+
+async def test_two_who_update_the_same_revision_do_not_both_succeed(house: House) -> None:
+    """Of many concurrent updates from one revision exactly one is acknowledged."""
+    buckets = [await (await house.client(f"c{number}")).bucket("leader") for number in range(4)]
+    revision = await buckets[0].create("lease", b"")
+
+    async def take(number: int) -> bool:
+        try:
+            await buckets[number].update("lease", str(number).encode(), revision)
+        except WrongRevision:
+            return False
+        return True
+
+    won = await asyncio.gather(*(take(number) for number in range(4)))
+    assert sum(won) == 1
+    entry = await buckets[0].get("lease")
+    assert entry is not None
+    assert entry.value == str(won.index(True)).encode()
+
+
+async def test_entries_are_all_that_is_there(house: House) -> None:
+    """Everything put and not deleted, with current values and revisions; nothing of an empty bucket."""
+    client = await house.client("one")
+    bucket = await client.bucket("incidents")
+    assert await bucket.entries() == {}
+    await bucket.put("a", b"1")
+    await bucket.put("b_2.c-3", b"2")
+    newest = await bucket.put("a", b"3")
+    await bucket.put("gone", b"4")
+    await bucket.delete("gone")
+    entries = await bucket.entries()
+    assert {key: entry.value for key, entry in entries.items()} == {"a": b"3", "b_2.c-3": b"2"}
+    assert entries["a"].revision == newest
+    assert await (await client.bucket("other")).entries() == {}
+
+
+async def test_a_log_numbers_keeps_and_reads(house: House) -> None:
+    """append gives growing numbers; read continues after one, last gives the newest, oldest first."""
+    log = await (await house.client("one")).log("events", max_entries=100, max_bytes=1_000_000)
+    assert await log.read() == []
+    assert await log.last(3) == []
+    numbers = [await log.append(str(number).encode()) for number in range(7)]
+    assert numbers == sorted(set(numbers))
+    assert [entry.payload for entry in await log.read(after=numbers[4])] == [b"5", b"6"]
+    assert [entry.sequence for entry in await log.read(limit=3)] == numbers[:3]
+    assert [entry.payload for entry in await log.last(2)] == [b"5", b"6"]
+
+
+async def test_a_log_keeps_no_more_than_its_limit(house: House) -> None:
+    """Beyond max_entries the oldest go."""
+    log = await (await house.client("one")).log("small", max_entries=3, max_bytes=1_000_000)
+    for number in range(5):
+        await log.append(str(number).encode())
+    assert [entry.payload for entry in await log.read()] == [b"2", b"3", b"4"]
+
+
+async def test_a_log_is_followed(house: House) -> None:
+    """follow gives what is stored and then what comes, in order, without gaps."""
+    log = await (await house.client("one")).log("events", max_entries=100, max_bytes=1_000_000)
+    writer = await (await house.client("two")).log("events", max_entries=100, max_bytes=1_000_000)
+    await writer.append(b"0")
+    followed: list[bytes] = []
+    async with asyncio.timeout(20):
+        stream = log.follow(after=0)
+        async for entry in stream:
+            followed.append(entry.payload)
+            if len(followed) == 3:
+                break
+            await writer.append(str(len(followed)).encode())
+    assert followed == [b"0", b"1", b"2"]
+
+
+async def test_what_was_acknowledged_survives_the_server(house: House) -> None:
+    """The server is killed and started again: buckets and logs are as acknowledged, revisions go on growing."""
+    client = await house.client("one")
+    bucket = await client.bucket("operations")
+    log = await client.log("events", max_entries=100, max_bytes=1_000_000)
+    revision = await bucket.put("a", b"1")
+    sequence = await log.append(b"x")
+    await house.stop_server()
+    await until(lambda: not client.connected, what="the loss noticed")
+    with pytest.raises(BusUnavailable):
+        await client.publish("x", b"")
+    with pytest.raises(BusUnavailable):
+        await bucket.get("a")
+    await house.start_server()
+    await until(lambda: client.connected, what="connected again")
+    entry = await bucket.get("a")
+    assert entry is not None
+    assert (entry.value, entry.revision) == (b"1", revision)
+    assert await bucket.update("a", b"2", revision) > revision
+    assert [item.sequence for item in await log.read()] == [sequence]
+
+
+async def test_a_subscription_outlives_a_reconnect_and_both_are_told(house: House) -> None:
+    """The callback hears loss and return, the epoch grows, and the old subscription hears new messages."""
+    client, sender = await house.client("one"), await house.client("two")
+    told: list[bool] = []
+    heard: list[bytes] = []
+    client.on_connection_change(told.append)
+    await client.subscribe("x", lambda message: heard.append(message.payload))
+    await client.flush(5)
+    epoch = client.connection_epoch
+    await house.stop_server()
+    await until(lambda: told == [False], what="told of the loss")
+    await house.start_server()
+    await until(lambda: told == [False, True] and sender.connected, what="told of the return")
+    assert client.connection_epoch == epoch + 1
+
+    async with asyncio.timeout(15):
+        while not heard:
+            await sender.publish("x", b"again")
+            await sender.flush(5)
+            await client.flush(5)
+
+
+async def test_a_disconnect_is_seen_by_name(house: House) -> None:
+    """The server's own events name the client whose connection ended."""
+    gone: list[str] = []
+    await house.hear_disconnects(gone.append)
+    client = await house.client("agent-7")
+    await client.flush(5)
+    await client.close()
+    await until(lambda: "agent-7" in gone, what="the disconnect heard")
