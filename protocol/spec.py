@@ -82,6 +82,7 @@ class Port:
     host_port: int = 0  # 0: exposed, and published on a free port when `published`
     host_ip: str = ""
     protocol: str = "tcp"
+    published: bool = False  # with host_port 0: on a free port (Compose's `ports: ["80"]`)
 
 
 @dataclass(frozen=True, slots=True)
