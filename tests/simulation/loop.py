@@ -230,6 +230,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             future.set_exception(error)
         return future
 
+    def create_future(self) -> asyncio.Future[Any]:
+        self._serial += 1
+        future = _Future(loop=self)
+        future.serial = self._serial
+        return future
+
     def _write_to_self(self) -> None:
         """Wakes a selector that sleeps; ours never does."""
 
@@ -289,6 +295,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
 class _Task(asyncio.Task):  # type: ignore[type-arg]
     """Hashes by order of creation, so that a set of tasks has an order that does not hang on addresses."""
+
+    serial = 0
+
+    def __hash__(self) -> int:
+        return self.serial
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Future(asyncio.Future):  # type: ignore[type-arg]
+    """Hashes by order of creation too."""
 
     serial = 0
 
