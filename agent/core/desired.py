@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from agent.core.disk_safety import disk_fault
 from protocol.ids import ContainerName, Generation, InstanceId, Revision
 from protocol.spec import InstanceSpec, Wanted
 
@@ -52,6 +53,10 @@ def accept(held: Held, seen: Revision, spec: InstanceSpec, instance: InstanceId 
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise Refused(f"containers {', '.join(twice)} are specified twice")
+    for disk in spec.disks:
+        fault = disk_fault(disk)
+        if fault is not None:
+            raise Refused(fault)
     if held.spec is not None and spec.revision == held.spec.revision:
         return dataclasses.replace(held, spec=spec)
     return Held(spec=spec)

@@ -10,10 +10,12 @@ Does not know: how probes are made (agent/disk_probe.py), what mounting is (agen
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
-from protocol.ids import DiskName, InstanceId
+from protocol.ids import DiskName, InstanceId, is_name
+from protocol.spec import DiskSpec
 
 MIB = 1024 * 1024
 SIZE_TOLERANCE = 0.1
@@ -124,15 +126,31 @@ class CheckVerdict(Enum):
     NEEDS_PERSON = "needs a person"
 
 
-def decide_check(filesystem: str, status: int) -> CheckVerdict:
-    """What an exit status of `e2fsck -p` or `xfs_repair -n` means. e2fsck: 1 repaired, 2 repaired and a reboot is
-    advised (only for a mounted file system), 4 and more left uncorrected. xfs_repair -n: 1 corruption, 2 a dirty log
-    that mounting replays."""
+def decide_check(status: int) -> CheckVerdict:
+    """What an exit status of `e2fsck -p` means: 1 repaired, 2 repaired and a reboot is advised (only for a mounted
+    file system), 4 and more: errors are left, or it could not run."""
     if status == 0:
         return CheckVerdict.CLEAN
-    if filesystem == "xfs":
-        return CheckVerdict.REPAIRED if status == 2 else CheckVerdict.NEEDS_PERSON
     return CheckVerdict.REPAIRED if 0 < status < 4 else CheckVerdict.NEEDS_PERSON
+
+
+def disk_fault(disk: DiskSpec) -> str | None:
+    """What is wrong with how a disk is named: names become directories, the rest arguments of mount. None: nothing."""
+    if not is_name(disk.name):
+        return f"disk name {disk.name!r}: expected lower-case letters, digits, - and _"
+    if not _CID.fullmatch(disk.cid):
+        return f"disk {disk.name}: cid {disk.cid!r}: expected letters, digits, . - and _"
+    if disk.device and (not disk.device.startswith("/dev/") or ".." in disk.device.split("/")):
+        return f"disk {disk.name}: device {disk.device!r}: expected a path below /dev"
+    if disk.filesystem not in FILESYSTEMS:
+        return f"disk {disk.name}: file system {disk.filesystem!r}: expected one of {', '.join(FILESYSTEMS)}"
+    wrong = [option for option in disk.mount_options if not _OPTION.fullmatch(option)]
+    return f"disk {disk.name}: mount option {wrong[0]!r} is not one" if wrong else None
+
+
+_CID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""Clouds' own ids too: ours are shorter, a volume's UUID is longer."""
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_.:=-]{0,63}")
 
 
 def _decide_signed(probe: Probe, filesystem: str) -> Decision:

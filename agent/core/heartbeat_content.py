@@ -85,7 +85,8 @@ def job_state(facts: Facts) -> str:
         return "failing"
     if facts.spec is not None and facts.spec.wanted is Wanted.STOPPED:
         return "stopped"
-    if states & _ON_THE_WAY:
+    expected = {container.name for container in facts.spec.containers} if facts.spec is not None else set()
+    if states & _ON_THE_WAY or expected - {container.name for container in facts.containers}:
         return "starting"
     if states and states <= {ContainerState.STOPPED}:
         return "stopped"
@@ -113,6 +114,7 @@ def encode_within(content: Heartbeat, limit_bytes: int = heartbeat.HEARTBEAT_MAX
 
 
 def _encode_with(content: Heartbeat, containers: tuple[ContainerReport, ...], disks: tuple[DiskReport, ...]) -> bytes:
+    assert content.resurgam is not None
     extension = msgspec.structs.replace(content.resurgam, containers=containers, disks=disks)
     return heartbeat.encode(msgspec.structs.replace(content, resurgam=extension))
 

@@ -1,0 +1,79 @@
+"""Whether the centre can be reached: a round trip through the bus, again and again.
+
+Law: nobody waits for this; the answer is whatever the last round trips said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from agent.core import isolation
+from agent.core.isolation import Contact
+from protocol.bus import Bus, BusError
+from protocol.spec import OnIsolation
+
+log = structlog.get_logger(__name__)
+
+ROUND_TRIPS_PER_LEASE = 5
+
+
+class CentreContact:
+    def __init__(
+        self,
+        bus: Bus,
+        lease_seconds: Callable[[], float],
+        on_isolation: Callable[[], OnIsolation],
+        stop_containers: Callable[[bool], None],
+    ) -> None:
+        """`stop_containers(True)` when isolated and the group wants that; `(False)` when the centre is back."""
+        self._bus = bus
+        self._lease_seconds = lease_seconds
+        self._on_isolation = on_isolation
+        self._stop_containers = stop_containers
+        self._stopping = False
+        self.isolated = False
+        self._wake = asyncio.Event()
+        bus.on_connection_change(lambda _: self._wake.set())
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        contact = Contact(since=loop.time())
+        while True:
+            self._wake.clear()
+            step_seconds = self._lease_seconds() / ROUND_TRIPS_PER_LEASE
+            contact = await self._round_trip(contact, step_seconds)
+            decision = isolation.decide(contact, loop.time(), self._lease_seconds(), self._on_isolation())
+            self._tell(decision)
+            delay = max(0.01, min(step_seconds, decision.next_check - loop.time()))
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _round_trip(self, contact: Contact, timeout_seconds: float) -> Contact:
+        if not self._bus.connected:
+            return contact
+        began_at = asyncio.get_running_loop().time()
+        try:
+            await self._bus.flush(timeout_seconds)
+        except BusError as error:
+            log.debug("contact.no_round_trip", error=str(error))
+            return contact
+        return isolation.proven(contact, began_at)
+
+    def _tell(self, decision: isolation.Decision) -> None:
+        if decision.isolated != self.isolated:
+            log.warning(
+                "contact.changed",
+                isolated=decision.isolated,
+                reason=decision.reason.value,
+                containers="stopped" if decision.stop_containers else "kept",
+            )
+        self.isolated = decision.isolated
+        if decision.stop_containers != self._stopping:
+            self._stopping = decision.stop_containers
+            self._stop_containers(decision.stop_containers)

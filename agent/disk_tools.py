@@ -1,0 +1,286 @@
+"""Persistent disks, one step each: find the device, format it when blank, check, mount, grow, mark, unmount.
+
+Laws: every step may be repeated and is read back. A device is formatted only when `disk_safety` says so. The file
+system lies on the whole device, without partitions. A disk marked as another instance's is not left mounted.
+
+Does not know: which disks there should be, and when to try again (agent/disk_keeper.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from pathlib import Path
+
+import structlog
+
+from agent import disk_probe, subprocesses
+from agent.core import disk_safety, mount_table
+from agent.core.disk_safety import CheckVerdict, Marker, Verdict
+from agent.lone_thread import LoneThread, StillHanging
+from agent.store import sync_directory
+from protocol import codec
+from protocol.ids import DiskCid, InstanceId
+from protocol.spec import DiskSpec
+
+log = structlog.get_logger(__name__)
+
+FORMAT_SECONDS = 600.0
+CHECK_SECONDS = 1800.0
+MOUNT_SECONDS = 60.0
+UNMOUNT_SECONDS = 60.0
+LOOK_INTERVAL_SECONDS = 0.1
+MARKER = ".resurgam/disk.json"
+BY_ID = Path("/dev/disk/by-id")
+GROW_FROM_BYTES = 16 * 1024 * 1024
+"""A file system this much smaller than its device is grown; less is rounding."""
+
+
+class DiskMissing(Exception):
+    """No device for the disk appeared in time. The cloud's side; look again later."""
+
+
+class DiskRefused(Exception):
+    """The disk was looked at and will not be used as it is; the text says why, and a person is needed."""
+
+
+class DiskBusy(Exception):
+    """It cannot be unmounted now; the text names who holds it."""
+
+
+class DiskTools:
+    def __init__(self, root: Path, by_id: Path = BY_ID) -> None:
+        """`root`: where disks are mounted, each under its name."""
+        self._root = root
+        self._by_id = by_id
+
+    def directory(self, disk: DiskSpec) -> str:
+        return str(self._root / disk.name)
+
+    async def mount(self, disk: DiskSpec, instance: InstanceId, thread: LoneThread, wait_seconds: float) -> str:
+        """The directory where it is mounted now. DiskMissing, DiskRefused, CommandFailed, OSError, TimeoutError."""
+        directory = self.directory(disk)
+        device = await self.find_device(disk, wait_seconds)
+        number = disk_probe.device_number(device)
+        already = mount_table.mounted_at(disk_probe.mounts(), directory)
+        if already is not None:
+            if already.device != number:
+                raise DiskRefused(f"{directory} holds device {already.device} already, not {device} ({number})")
+            await self._accept_marker(disk, instance, thread)
+            await self._grow_mounted(disk, device)
+            return directory
+        await self._prepare(disk, device, thread)
+        os.makedirs(directory, exist_ok=True)
+        argv = ["mount", "-t", disk.filesystem, "-o", ",".join(_options(disk)), device, directory]
+        await subprocesses.run(argv, MOUNT_SECONDS)
+        back = mount_table.mounted_at(disk_probe.mounts(), directory)
+        if back is None or back.device != number:
+            raise DiskRefused(f"mount succeeded, but {directory} does not show {device}")
+        try:
+            await self._accept_marker(disk, instance, thread)
+        except DiskRefused:
+            await subprocesses.run(["umount", directory], UNMOUNT_SECONDS)
+            raise
+        if disk.filesystem == "xfs":
+            await subprocesses.run(["xfs_growfs", directory], MOUNT_SECONDS)
+        log.info("disk.mounted", disk=disk.name, cid=disk.cid, device=device, directory=directory)
+        return directory
+
+    async def unmount(self, disk: DiskSpec, thread: LoneThread) -> bool:
+        """False when it was not mounted. Returns once nobody at all holds the device; DiskBusy, CommandFailed."""
+        directory = self.directory(disk)
+        mounted = mount_table.mounted_at(disk_probe.mounts(), directory)
+        if mounted is None:
+            return False
+        number = mounted.device
+        finished = await subprocesses.run(["umount", directory], UNMOUNT_SECONDS, ok=None)
+        if finished.status != 0:
+            raise DiskBusy(f"{disk.name} is in use by {await self._holders(number)}: {finished.said}")
+        if mount_table.mounted_at(disk_probe.mounts(), directory) is not None:
+            raise DiskBusy(f"{directory} is still mounted: it was mounted more than once")
+        if disk_probe.device_is_there(number) and await disk_probe.in_use(_node(number), thread):
+            raise DiskBusy(f"{disk.name} is unmounted here, but still in use by {await self._holders(number)}")
+        log.info("disk.unmounted", disk=disk.name, cid=disk.cid)
+        return True
+
+    async def find_device(self, disk: DiskSpec, wait_seconds: float) -> str:
+        """The device by the cloud's hint and by its serial number. DiskMissing after the time; DiskRefused when the
+        two disagree."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_seconds
+        while True:
+            devices = _by_hint(disk.device) | self._by_serial(disk.cid)
+            if len(devices) > 1:
+                raise DiskRefused(f"{disk.cid}: several devices claim to be it: {', '.join(sorted(devices))}")
+            if devices:
+                return devices.pop()
+            if loop.time() >= deadline:
+                hint = disk.device or "no hint"
+                raise DiskMissing(f"no device for {disk.cid} ({hint}) within {wait_seconds:g} s; is it attached?")
+            await asyncio.sleep(LOOK_INTERVAL_SECONDS)
+
+    def _by_serial(self, cid: DiskCid) -> set[str]:
+        """Names end with the serial number: virtio-<cid>, scsi-0QEMU_QEMU_HARDDISK_<cid>."""
+        ends = re.compile(rf"(^|[-_]){re.escape(cid)}$")
+        try:
+            return {os.path.realpath(entry) for entry in self._by_id.iterdir() if ends.search(entry.name)}
+        except OSError:
+            return set()
+
+    async def _prepare(self, disk: DiskSpec, device: str, thread: LoneThread) -> None:
+        """Formatted if blank, checked, and as large as its device."""
+        decision = disk_safety.decide(await disk_probe.probe(device, thread), disk.filesystem, disk.size_mib)
+        log.info(
+            "disk.probed",
+            disk=disk.name,
+            cid=disk.cid,
+            device=device,
+            verdict=decision.verdict.value,
+            reason=decision.reason.value,
+            detail=decision.detail,
+        )
+        match decision.verdict:
+            case Verdict.REFUSE:
+                raise DiskRefused(f"{device} {decision.reason.value}: {decision.detail}")
+            case Verdict.FORMAT:
+                await self._format(disk, device)
+            case Verdict.MOUNT if disk.filesystem == "ext4":
+                await self._check(device)
+                await self._grow_unmounted(device)
+            case Verdict.MOUNT:
+                pass  # xfs replays its log when it is mounted, and refuses by itself what is corrupt
+
+    async def _format(self, disk: DiskSpec, device: str) -> None:
+        """Without any force option: mkfs's own look at the device is one more guard."""
+        argv = ["mkfs.ext4", "-q", "-m", "1", device] if disk.filesystem == "ext4" else ["mkfs.xfs", "-q", device]
+        await subprocesses.run(argv, FORMAT_SECONDS)
+        log.info("disk.formatted", disk=disk.name, cid=disk.cid, device=device, filesystem=disk.filesystem)
+
+    async def _check(self, device: str) -> None:
+        finished = await subprocesses.run(["e2fsck", "-p", device], CHECK_SECONDS, ok=None)
+        match disk_safety.decide_check(finished.status):
+            case CheckVerdict.NEEDS_PERSON:
+                raise DiskRefused(
+                    f"e2fsck -p {device} ended with {finished.status}: {finished.said}; repair it by hand"
+                )
+            case CheckVerdict.REPAIRED:
+                log.warning("disk.repaired", device=device, said=finished.said)
+            case CheckVerdict.CLEAN:
+                pass
+
+    async def _grow_unmounted(self, device: str) -> None:
+        if await _ext4_is_smaller(device):
+            forced = await subprocesses.run(["e2fsck", "-f", "-p", device], CHECK_SECONDS, ok=None)
+            if disk_safety.decide_check(forced.status) is CheckVerdict.NEEDS_PERSON:
+                raise DiskRefused(f"e2fsck -f -p {device} ended with {forced.status}: {forced.said}; repair it by hand")
+            await subprocesses.run(["resize2fs", device], FORMAT_SECONDS)
+            log.info("disk.grown", device=device)
+
+    async def _grow_mounted(self, disk: DiskSpec, device: str) -> None:
+        if disk.filesystem == "xfs":
+            await subprocesses.run(["xfs_growfs", self.directory(disk)], MOUNT_SECONDS)
+        elif await _ext4_is_smaller(device):
+            await subprocesses.run(["resize2fs", device], FORMAT_SECONDS)
+            log.info("disk.grown", device=device, online=True)
+
+    async def _accept_marker(self, disk: DiskSpec, instance: InstanceId, thread: LoneThread) -> None:
+        path = Path(self.directory(disk), MARKER)
+        marker = await _read_marker(thread, path)
+        refusal = disk_safety.decide_marker(marker, instance, disk.name)
+        if refusal is not None:
+            raise DiskRefused(f"{disk.cid} {refusal.reason.value}: {refusal.detail}")
+        if marker is None and "ro" not in disk.mount_options:
+            wanted = Marker(instance=instance, disk=disk.name, cid=disk.cid)
+            await thread.call(lambda: _write_marker(path, wanted), MOUNT_SECONDS)
+
+    async def _holders(self, number: str) -> str:
+        names = await asyncio.to_thread(_who_holds, number)
+        return ", ".join(names) or "somebody who could not be found"
+
+
+def _by_hint(path: str) -> set[str]:
+    """The device behind the cloud's path, once it is there."""
+    return {os.path.realpath(path)} if path and os.path.exists(path) else set()
+
+
+async def _read_marker(thread: LoneThread, path: Path) -> Marker | None:
+    def read() -> Marker | None:
+        try:
+            return codec.from_json(Marker, path.read_bytes()[:4096])
+        except FileNotFoundError:
+            return None
+        except codec.Invalid as error:
+            raise DiskRefused(f"{path} cannot be read: {error}; correct it by hand") from None
+
+    try:
+        return await thread.call(read, MOUNT_SECONDS)
+    except StillHanging as error:
+        raise TimeoutError(str(error)) from None
+
+
+def _write_marker(path: Path, marker: Marker) -> None:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    with temporary.open("w") as file:
+        json.dump(codec.to_plain(marker), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+    sync_directory(path.parent.parent)
+
+
+async def _ext4_is_smaller(device: str) -> bool:
+    header = (await subprocesses.run(["dumpe2fs", "-h", device], MOUNT_SECONDS)).stdout
+    blocks = re.search(r"^Block count:\s+(\d+)$", header, re.MULTILINE)
+    block_size = re.search(r"^Block size:\s+(\d+)$", header, re.MULTILINE)
+    if blocks is None or block_size is None:
+        raise subprocesses.CommandFailed(f"dumpe2fs -h {device} does not name the file system's size")
+    sectors = (disk_probe.SYS_DEV_BLOCK / disk_probe.device_number(device) / "size").read_text()
+    return int(sectors) * 512 - int(blocks[1]) * int(block_size[1]) >= GROW_FROM_BYTES
+
+
+def _options(disk: DiskSpec) -> tuple[str, ...]:
+    """An ext4 that sees an error turns read-only, which is then reported, instead of going on."""
+    return (*disk.mount_options, *(("errors=remount-ro",) if disk.filesystem == "ext4" else ())) or ("defaults",)
+
+
+def _node(number: str) -> str:
+    """The device's node by its number: its names may have gone with the cloud's hint."""
+    return os.path.realpath(Path("/dev/block") / number)
+
+
+def _who_holds(number: str) -> list[str]:
+    """Processes that have the device mounted in a namespace of their own, or a file open on it. Best effort: what
+    ends meanwhile, or may not be read, is passed over."""
+    found: dict[str, None] = {}
+    major, _, minor = number.partition(":")
+    wanted = os.makedev(int(major), int(minor))
+    own = os.readlink("/proc/self/ns/mnt")
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            name = f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+            elsewhere = os.readlink(process / "ns/mnt") != own
+            table = mount_table.parse((process / "mountinfo").read_text(errors="replace")) if elsewhere else ()
+            if mount_table.targets_of(table, number) or _has_open(process, wanted):
+                found[name] = None
+        except OSError:
+            continue
+        if len(found) >= 10:
+            break
+    return list(found)
+
+
+def _has_open(process: Path, wanted: int) -> bool:
+    places = [process / "cwd", process / "root", *(process / "fd").iterdir()]
+    for place in places:
+        try:
+            if os.stat(place).st_dev == wanted:
+                return True
+        except OSError:
+            continue
+    return False
