@@ -196,7 +196,6 @@ def test_a_cut_that_lasts_is_noticed_by_both_sides(kept: float) -> None:
             await agent.publish("x", b"refused")
         server.heal(agent)
         await asyncio.sleep(2)
-        assert agent.connected
         assert agent.connection_epoch == 2
         assert heard == []
 
