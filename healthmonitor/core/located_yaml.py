@@ -226,7 +226,7 @@ class _Composer:
             return None
         return node.text
 
-    def _merge(self, members: dict[str, Member], value: Node, key: yaml.Event) -> None:
+    def _merge(self, members: dict[str, Member], value: Node, merge_key: yaml.Event) -> None:
         """`<<`: what is written here wins over what is merged, the first of a list over the later ones."""
         sources = value.value if isinstance(value.value, tuple) else (value,)
         for source in sources:
@@ -234,7 +234,7 @@ class _Composer:
                 for key, member in source.value.items():
                     members.setdefault(key, member)
             else:
-                self._report.add(*_at(key), "", "<< takes a mapping (*alias) or a list of them")
+                self._report.add(*_at(merge_key), "", "<< takes a mapping (*alias) or a list of them")
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
