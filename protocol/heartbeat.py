@@ -150,3 +150,59 @@ def decode(payload: bytes) -> Heartbeat:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(str(error)) from None
+
+
+class ContainerGlance(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: str
+    state: ContainerState
+    reason: Reason = Reason.NONE
+    restarts: int = 0
+    exit_code: int | None = None
+    spec_hash: str = ""
+    detail: str = ""
+
+
+class DiskGlance(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: str
+    cid: str
+    state: DiskState
+    detail: str = ""
+
+
+class ExtensionGlance(msgspec.Struct, frozen=True, omit_defaults=True):
+    generation: int = 0
+    revision: int = 0
+    sequence: int = 0
+    boot_id: str = ""
+    sent_at_seconds: float = 0.0
+    instance: str = ""
+    engine: EngineState = EngineState.STARTING
+    containers: tuple[ContainerGlance, ...] = ()
+    disks: tuple[DiskGlance, ...] = ()
+    wanted: str = "started"
+    isolated: bool = False
+    draining: bool = False
+
+
+class Glance(msgspec.Struct, frozen=True):
+    """What judging needs of a heartbeat: no vitals, nothing that changes from one heartbeat to the next but sequence
+    and time. Taking it costs little more than half of `decode` (measured), and the hot path is this."""
+
+    deployment: str | None = ""
+    job: str | None = None
+    job_state: str | None = "unknown"
+    resurgam: ExtensionGlance | None = None
+
+
+_glancer = msgspec.json.Decoder(Glance)
+
+
+def glance(payload: bytes) -> Glance:
+    """The part of the heartbeat in `payload` that judging needs; raises Malformed for what `decode` would, except for
+    wrong types in keys that it does not read."""
+    if len(payload) > HEARTBEAT_MAX_BYTES:
+        raise Malformed(f"{len(payload)} bytes, more than {HEARTBEAT_MAX_BYTES}")
+    try:
+        return _glancer.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(str(error)) from None

@@ -35,7 +35,9 @@ class Missing:
 class Judgement:
     at_seconds: float
     missing: Mapping[InstanceId, Missing] = field(default_factory=dict)
-    cannot_tell: str = ""  # the reason, when nothing may be concluded from silence now
+    cannot_tell: str = ""
+    """The reason, when nothing may be concluded from silence now. What still stands in `missing` then does not rest on
+    silence (asked in vain, and the cloud says it is off), and may be acted on."""
     meltdowns: Mapping[str, str] = field(default_factory=dict)  # "fleet" or a deployment → the reason
 
 

@@ -36,6 +36,12 @@ class LivenessPolicy:
     stranger_after_seconds: float = 60.0
     """An agent of no deployment that keeps sending for this long is reported."""
     agents_max: int = 250_000
+    offset_window_seconds: float = 600.0
+    """The quickest way through the bus is the least `received - sent` of this window and the one before; older ones
+    are forgotten, because clocks drift apart."""
+    asks_max_in_flight: int = 256
+    observes_max_in_flight: int = 8
+    """Per cloud."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,15 @@ class ResurrectionPolicy:
     healthy_seconds: float = 300.0
     """After this long the operation is shown as `unhealthy`; it is still watched, and ends when it is healthy."""
     drain_seconds: float = 300.0
+    boot_look_seconds: float = 5.0
+    """How often the cloud is asked about a VM whose agent was not heard yet, so that one that died booting is
+    replaced without waiting for `agent_boot_seconds`."""
+    cloud_calls_max: int = 16
+    """Calls in flight at once, per cloud."""
+    journal_refresh_seconds: float = 5.0
+    """How often a monitor that does not lead reads the journal again."""
+    timings_max: int = 60
+    """Steps remembered in an operation's record; the events keep them all."""
     retry_first_seconds: float = 1.0
     retry_longest_seconds: float = 120.0
     """Delay before try n of a step: first x 2^(n-1), at most the longest."""

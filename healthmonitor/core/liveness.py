@@ -1,0 +1,254 @@
+"""One agent's signs of life, and the verdict on it.
+
+Laws:
+- A heartbeat renews the lease as of when it was sent, never as of when it got out of a buffer. Nobody's wall clock is
+  trusted: the age is judged by the sender's seconds since boot and the quickest way through the bus seen lately
+  (ARCHITECTURE.md, "How late is a heartbeat?").
+- An answer to our own question is fresh by construction: it counts as of when the question was put, and sets the
+  offset anew (a VM that was frozen and thawed, or restored, would look late for ever otherwise).
+- Silence alone never decides before the lease is over, and never without an unanswered question.
+
+Times are seconds of the monitor's loop clock. Does not know: other agents, instances, how questions are put.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from healthmonitor.clouds.cloud import Power
+from healthmonitor.core.judgement import Verdict
+from healthmonitor.core.policy import LivenessPolicy
+from protocol.heartbeat import Glance
+
+NEVER = float("-inf")
+FORMER_BOOTS_MAX = 3
+
+
+class Heard(Enum):
+    """What a heartbeat did."""
+
+    RENEWED = "renewed"
+    LATE = "late"  # renewed, as of when it was sent; ask
+    REPLAYED = "replayed"  # not younger than the last one: nothing
+    OLD_BOOT = "old_boot"  # of a boot that another has followed: nothing; ask
+
+
+class Life:
+    """Signs of life of one agent. Mutable and slotted: there are as many as there are agents, and each heartbeat
+    touches one."""
+
+    __slots__ = (
+        "alive_at",
+        "answered_at",
+        "boot_id",
+        "former_boots",
+        "heard_at",
+        "offset_before",
+        "offset_now",
+        "sent_at",
+        "sequence",
+        "window_ends",
+    )
+
+    def __init__(self) -> None:
+        self.alive_at = NEVER  # the VM certainly lived then, on the monitor's clock
+        self.answered_at = NEVER  # when the last question that got an answer was put
+        self.heard_at = NEVER  # when the last heartbeat that counted was received
+        self.boot_id = ""
+        self.former_boots: tuple[str, ...] = ()
+        self.sequence = -1
+        self.sent_at = NEVER  # of the last heartbeat, on the sender's clock
+        self.offset_now = 0.0  # least `received - sent` in the present window
+        self.offset_before = 0.0  # and in the one before
+        self.window_ends = NEVER
+
+    @property
+    def ever_heard(self) -> bool:
+        return self.alive_at != NEVER
+
+
+def hear(life: Life, glance: Glance, received_at: float, policy: LivenessPolicy) -> Heard:
+    """Takes a heartbeat into account. Within a boot, order is by `sent_at_seconds`, which goes on over a restart of
+    the agent's process where `sequence` begins anew."""
+    extension = glance.resurgam
+    if extension is None:  # a real bosh-agent: counts as sent when received
+        life.alive_at = life.heard_at = received_at
+        return Heard.RENEWED
+    sent_at = extension.sent_at_seconds
+    offset = received_at - sent_at
+    if extension.boot_id != life.boot_id or life.sent_at == NEVER:
+        if extension.boot_id in life.former_boots:
+            return Heard.OLD_BOOT
+        _begin_boot(life, extension.boot_id, offset, received_at, policy)
+    elif sent_at <= life.sent_at:
+        return Heard.REPLAYED
+    elif received_at >= life.window_ends:
+        life.offset_before = life.offset_now
+        life.offset_now = offset
+        life.window_ends = received_at + policy.offset_window_seconds
+    elif offset < life.offset_now:
+        life.offset_now = offset
+    life.sent_at = sent_at
+    life.sequence = extension.sequence
+    life.heard_at = received_at
+    quickest = life.offset_now if life.offset_now < life.offset_before else life.offset_before
+    # Not max() with the former alive_at: a quicker way seen now shows that the former was judged too young.
+    alive_at = sent_at + quickest
+    life.alive_at = alive_at if alive_at > life.answered_at else life.answered_at
+    return Heard.LATE if offset - quickest > policy.late_seconds else Heard.RENEWED
+
+
+def answer(life: Life, asked_at: float, boot_id: str, uptime_seconds: float | None, policy: LivenessPolicy) -> None:
+    """Takes an answer to our own question into account. `uptime_seconds` None: the agent did not say (a real
+    bosh-agent), so that only the lease is renewed."""
+    life.alive_at = max(life.alive_at, asked_at)
+    life.answered_at = max(life.answered_at, asked_at)
+    if uptime_seconds is None:
+        return
+    # The answer was given after `asked_at`, so this offset is at most the true one: it renews too little, never too
+    # much, and by no more than the round trip.
+    offset = asked_at - uptime_seconds
+    if boot_id != life.boot_id:
+        _begin_boot(life, boot_id, offset, asked_at, policy)
+        life.sent_at = uptime_seconds
+    else:  # lower only when the sender's clock went back: it was restored from a snapshot
+        life.sent_at = min(life.sent_at, uptime_seconds) if life.sent_at != NEVER else uptime_seconds
+    life.offset_now = life.offset_before = offset
+    life.window_ends = asked_at + policy.offset_window_seconds
+
+
+def _begin_boot(life: Life, boot_id: str, offset: float, at: float, policy: LivenessPolicy) -> None:
+    if life.sent_at != NEVER and boot_id != life.boot_id:
+        former = (life.boot_id, *(boot for boot in life.former_boots if boot != boot_id))
+        life.former_boots = former[:FORMER_BOOTS_MAX]
+    life.boot_id = boot_id
+    life.sequence = -1
+    life.sent_at = NEVER
+    life.offset_now = life.offset_before = offset
+    life.window_ends = at + policy.offset_window_seconds
+
+
+class Cause(Enum):
+    """Why an agent is being looked at. Only LATE does not make it suspect."""
+
+    LATE = "late"
+    SILENT = "silent"
+    DISCONNECTED = "disconnected"
+    SHUT_DOWN = "shut_down"
+    CLOUD = "cloud"
+
+
+class Inquiry:
+    """What is being asked about one agent; exists only while there is a cause."""
+
+    __slots__ = (
+        "answer_evidence",
+        "asking",
+        "began_at",
+        "cause",
+        "concluded_at",
+        "next_ask_at",
+        "next_observe_at",
+        "observing",
+        "power",
+        "power_at",
+        "power_evidence",
+        "unanswered_at",
+    )
+
+    def __init__(self, cause: Cause, began_at: float) -> None:
+        self.cause = cause
+        self.began_at = began_at
+        self.asking = False
+        self.next_ask_at = began_at
+        self.unanswered_at = NEVER  # when the last question that got no answer was put
+        self.answer_evidence = ""
+        self.observing = False
+        self.next_observe_at = began_at
+        self.power: Power | None = None
+        self.power_at = NEVER
+        self.power_evidence = ""
+        self.concluded_at: float | None = None  # first judged missing
+
+    @property
+    def suspect(self) -> bool:
+        return self.cause is not Cause.LATE
+
+    @property
+    def cloud_says_off(self) -> bool:
+        return self.power is Power.OFF
+
+
+class Because(Enum):
+    NEVER_HEARD = "never_heard"
+    HEARD = "heard"
+    UNDER_INQUIRY = "under_inquiry"  # suspect: not asked yet, or the lease is not over
+    CLOUD_AND_NO_ANSWER = "cloud_and_no_answer"
+    LEASE_AND_NO_ANSWER = "lease_and_no_answer"
+    DEAF = "deaf"  # just started, bus or canary lost or not back for a lease
+    LAGGED = "lagged"
+    MASS = "mass"
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """What the monitor's own hearing is worth. `since`: it has heard without a gap since then, so that silence before
+    it proves nothing. `deaf`: why nothing at all may be concluded, "" when something may."""
+
+    since: float
+    deaf: str = ""
+    mass: str = ""  # why silence proves nothing although the monitor hears: too many at once
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    verdict: Verdict
+    because: Because
+    evidence: str = ""  # one sentence
+    by_cloud: bool = False
+
+
+def judge(
+    life: Life, inquiry: Inquiry | None, expected_at: float, hearing: Hearing, now: float, policy: LivenessPolicy
+) -> Judged:
+    """The verdict on one agent. `expected_at`: since when it is expected, for one that was never heard."""
+    last_sign = max(life.alive_at, expected_at)
+    if inquiry is None or not inquiry.suspect:
+        if not life.ever_heard:
+            return Judged(Verdict.UNHEARD, Because.NEVER_HEARD)
+        if hearing.deaf and now - last_sign > policy.lease_seconds:
+            return Judged(Verdict.CANNOT_TELL, Because.DEAF, hearing.deaf)
+        return Judged(Verdict.ALIVE, Because.HEARD)
+
+    asked_in_vain = inquiry.unanswered_at >= max(inquiry.began_at, hearing.since)
+    cloud_says_no = inquiry.power in (Power.OFF, Power.GONE) and inquiry.power_at >= inquiry.began_at
+    lease_over = now - last_sign > policy.lease_seconds
+    lease_over_while_hearing = now - max(last_sign, hearing.since) > policy.lease_seconds
+
+    if hearing.deaf:
+        verdict = Verdict.CANNOT_TELL if lease_over or cloud_says_no else Verdict.SUSPECT
+        return Judged(verdict, Because.DEAF, hearing.deaf)
+    if asked_in_vain and cloud_says_no and not (hearing.mass and inquiry.power is Power.GONE):
+        return Judged(Verdict.MISSING, Because.CLOUD_AND_NO_ANSWER, _evidence(life, inquiry, now), by_cloud=True)
+    if hearing.mass and lease_over:
+        return Judged(Verdict.CANNOT_TELL, Because.MASS, hearing.mass)
+    if asked_in_vain and lease_over_while_hearing:
+        return Judged(Verdict.MISSING, Because.LEASE_AND_NO_ANSWER, _evidence(life, inquiry, now))
+    if lease_over and not lease_over_while_hearing:
+        return Judged(Verdict.CANNOT_TELL, Because.LAGGED, "the monitor did not hear without a gap for one lease")
+    return Judged(Verdict.SUSPECT, Because.UNDER_INQUIRY, _evidence(life, inquiry, now))
+
+
+def _evidence(life: Life, inquiry: Inquiry, now: float) -> str:
+    parts = [f"silent for {now - life.alive_at:.1f} s" if life.ever_heard else "never heard by this monitor"]
+    if inquiry.cause is Cause.DISCONNECTED:
+        parts.append("its connection to the bus ended")
+    elif inquiry.cause is Cause.SHUT_DOWN:
+        parts.append("it announced its shutdown")
+    parts.append(inquiry.answer_evidence or "not asked yet")
+    if inquiry.power is None:
+        parts.append(f"the cloud has not said anything{': ' if inquiry.power_evidence else ''}{inquiry.power_evidence}")
+    else:
+        parts.append(f"the cloud says {inquiry.power.value}: {inquiry.power_evidence}")
+    return "; ".join(parts)

@@ -1,0 +1,106 @@
+"""May another VM be rebuilt now, or were too many lost at once to go on without a person?
+
+Law: meltdown protection works for 1, 3 and 500 VMs (MeltdownPolicy has the formula); it counts VMs that went missing
+within the window including those already rebuilt in it, so that a fleet that keeps dying while it is rebuilt is
+noticed; and it is sticky: it ends when few enough have been missing for the calm time, or when a person says so.
+(BOSH's resurrector never melts down below 5 VMs, even when all are gone, and counts the recovered for ever:
+bosh-wire-protocol.md 4.8.)
+
+Does not know: whether resurrection is switched on, what rebuilding is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from healthmonitor.core.policy import MeltdownPolicy
+from protocol.ids import AgentId, DeploymentName, InstanceId, split_instance_id
+
+FLEET = "fleet"
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """One VM that went missing. The agent tells one VM of an instance from the next."""
+
+    instance: InstanceId
+    agent: AgentId
+
+
+def too_many(count: int, size: int, policy: MeltdownPolicy) -> bool:
+    """Whether `count` missing of `size` VMs are a meltdown."""
+    if count < policy.minimum_count:
+        return False
+    return count > policy.share * size or count > policy.maximum_count
+
+
+class Meltdown:
+    """The losses of the window, and the meltdowns that hold. Times are the loop's clock."""
+
+    def __init__(self, policy: MeltdownPolicy) -> None:
+        self.policy = policy
+        self._lost_at: dict[Lost, float] = {}
+        self._missing: set[Lost] = set()
+        self._active: dict[str, str] = {}  # scope → reason
+        self._calm_since: dict[str, float] = {}
+
+    def remember(self, lost: Lost, at: float) -> None:
+        """A loss of before this monitor began to judge, from the journal."""
+        self._lost_at.setdefault(lost, at)
+
+    def decide(
+        self, missing: Mapping[InstanceId, AgentId], sizes: Mapping[DeploymentName, int], overridden: bool, now: float
+    ) -> Mapping[str, str]:
+        """The meltdowns that hold now: "fleet" or a deployment → the reason. `sizes`: expected VMs by deployment."""
+        current = {Lost(instance, agent) for instance, agent in missing.items()}
+        for lost in current - self._missing:
+            self._lost_at.setdefault(lost, now)
+        self._missing = current
+        self._lost_at = {lost: at for lost, at in self._lost_at.items() if now - at <= self.policy.window_seconds}
+        if not self.policy.enabled or overridden:
+            self._active.clear()
+            self._calm_since.clear()
+            self._lost_at.clear()
+            return {}
+        if not self._lost_at and not self._active:
+            return {}
+        within_window = _by_scope(lost.instance for lost in self._lost_at)
+        missing_now = _by_scope(lost.instance for lost in current)
+        scopes = {str(name): size for name, size in sizes.items()}
+        scopes[FLEET] = sum(sizes.values())
+        for scope, size in scopes.items():
+            if too_many(within_window[scope], size, self.policy):
+                self._active[scope] = (
+                    f"{within_window[scope]} of {size} VMs went missing within "
+                    f"{self.policy.window_seconds:.0f} s, {missing_now[scope]} are missing now"
+                )
+        for scope in list(self._active):
+            if scope not in scopes or self._is_calm(scope, missing_now[scope], scopes[scope], now):
+                self._end(scope)
+        return dict(self._active)
+
+    def _is_calm(self, scope: str, missing_now: int, size: int, now: float) -> bool:
+        if too_many(missing_now, size, self.policy):
+            self._calm_since.pop(scope, None)
+            return False
+        return now - self._calm_since.setdefault(scope, now) >= self.policy.calm_seconds
+
+    def _end(self, scope: str) -> None:
+        """What led to it is forgotten, or it would begin again at once."""
+        del self._active[scope]
+        self._calm_since.pop(scope, None)
+        self._lost_at = {
+            lost: at
+            for lost, at in self._lost_at.items()
+            if scope != FLEET and split_instance_id(lost.instance)[0] != scope
+        }
+
+
+def _by_scope(instances: Iterable[InstanceId]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for instance in set(instances):
+        counts[FLEET] += 1
+        counts[split_instance_id(instance)[0]] += 1
+    return counts
