@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from healthmonitor.cli.failures import CliFailure, ExitCode
 from healthmonitor.cli.following import follow_deployment, last_sequence
 from healthmonitor.cli.manifest_upload import upload
 from healthmonitor.cli.screen import Screen
@@ -58,6 +59,8 @@ def deploy(
         if session.screen.as_json:
             session.screen.json(planned)
         return
+    if found["refusals"]:
+        raise CliFailure(f"{file} cannot be deployed on what is there", ExitCode.FAILED, "", tuple(found["refusals"]))
     session.screen.confirm(f"Deploy {found['deployment']}?", yes)
     after = last_sequence(session)
     reply = session.api.put(

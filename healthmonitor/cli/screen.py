@@ -65,8 +65,8 @@ class Screen:
 
     def failure(self, failure: CliFailure) -> None:
         if self.as_json:
-            body = {"error": str(failure), "details": list(failure.details), "next": failure.next_step}
-            body["exit_code"] = int(failure.code)
+            body: dict[str, Any] = {"error": str(failure), "details": list(failure.details)}
+            body |= {"next": failure.next_step, "exit_code": int(failure.code)}
             print(json.dumps(body, ensure_ascii=False), file=self.err.file)
             return
         self.err.print(Text.assemble(("error: ", "bold red"), str(failure)))
