@@ -119,6 +119,9 @@ class DiskKeeper:
     def mounted(self) -> dict[DiskName, str]:
         return {kept.disk.name: self._tools.directory(kept.disk) for kept in self._kept.values() if kept.device}
 
+    def mounted_cids(self) -> list[DiskCid]:
+        return sorted(cid for cid, kept in self._kept.items() if kept.device)
+
     def first_mounted(self) -> str | None:
         return next(iter(sorted(self.mounted().values())), None)
 

@@ -56,10 +56,10 @@ class Heartbeater:
         loop = asyncio.get_running_loop()
         due_at = sent_at = loop.time() - EXTRA_GAP_SECONDS
         while True:
+            self._wake.clear()
             now = self.turned_at = loop.time()
             interval = self._interval_seconds()
             if now >= due_at or self._now or (self._extra and now >= sent_at + EXTRA_GAP_SECONDS):
-                self._wake.clear()
                 self._now = self._extra = False
                 if await self._send(interval):
                     sent_at = now
@@ -82,15 +82,10 @@ class Heartbeater:
         return True
 
     async def _sleep(self, due_at: float, extra_at: float) -> None:
-        """Until the next regular one is due, or something calls for one at once or after the gap."""
-        loop = asyncio.get_running_loop()
-        if self._now:
-            return
-        if self._extra:
-            await asyncio.sleep(max(0.0, min(due_at, extra_at) - loop.time()))
-            return
+        """Until the next regular one is due, a change may be told, or something new calls for a look."""
+        until = min(due_at, extra_at) if self._extra else due_at
         try:
-            async with asyncio.timeout(max(0.0, due_at - loop.time())):
+            async with asyncio.timeout(max(0.0, until - asyncio.get_running_loop().time())):
                 await self._wake.wait()
         except TimeoutError:
             return
