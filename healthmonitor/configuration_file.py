@@ -1,0 +1,130 @@
+"""Reads the configuration file and the secrets it names.
+
+Law: either everything could be read, or ManifestErrors says all that could not, with the lines that name it. A file
+with a secret that everybody may read is refused. Secrets are held in `Secrets` only, whose text never shows them.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from healthmonitor.core.configuration import Configuration, parse_configuration
+from healthmonitor.core.located_yaml import ManifestError, ManifestErrors
+from protocol.settings import BusSettings
+
+SECRET_MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """ "" where none is configured."""
+
+    bus_password: str = field(default="", repr=False)
+    bus_credentials: str = field(default="", repr=False)
+    bus_ca: str = field(default="", repr=False)
+    bus_certificate: str = field(default="", repr=False)
+    bus_key: str = field(default="", repr=False)
+    system_password: str = field(default="", repr=False)
+    agents_password: str = field(default="", repr=False)
+    agents_ca: str = field(default="", repr=False)
+    http_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfiguration:
+    configuration: Configuration
+    secrets: Secrets
+
+    @property
+    def monitor_bus(self) -> BusSettings:
+        bus, secrets = self.configuration.bus, self.secrets
+        return BusSettings(
+            urls=bus.urls,
+            user=bus.user,
+            password=secrets.bus_password,
+            credentials=secrets.bus_credentials,
+            ca=secrets.bus_ca,
+            certificate=secrets.bus_certificate,
+            private_key=secrets.bus_key,
+        )
+
+    @property
+    def system_bus(self) -> BusSettings | None:
+        """As a user of the system account, which hears disconnects; None when none is configured."""
+        bus = self.configuration.bus
+        if not bus.system_user:
+            return None
+        password = self.secrets.system_password
+        return BusSettings(urls=bus.urls, user=bus.system_user, password=password, ca=self.secrets.bus_ca)
+
+    @property
+    def agent_bus(self) -> BusSettings:
+        """What a new VM's agent is told."""
+        agents = self.configuration.agents
+        ca = self.secrets.agents_ca or self.secrets.bus_ca
+        return BusSettings(urls=agents.bus_urls, user=agents.user, password=self.secrets.agents_password, ca=ca)
+
+
+def load_configuration(path: Path) -> LoadedConfiguration:
+    """Raises ManifestErrors, also when the file cannot be read."""
+    file = str(path)
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise ManifestErrors([ManifestError(file, 1, 1, "", f"cannot be read: {error.strerror}")]) from None
+    configuration = parse_configuration(payload, file, str(path.absolute().parent))
+    return LoadedConfiguration(configuration, _secrets(configuration))
+
+
+def _secrets(configuration: Configuration) -> Secrets:
+    bus, agents = configuration.bus, configuration.agents
+    errors: list[ManifestError] = []
+
+    def read(named: str, key: str, secret: bool = True, whole: bool = False) -> str:
+        if not named:
+            return ""
+        try:
+            return _read_secret(Path(named), secret, whole)
+        except (OSError, ValueError) as error:
+            line, column = configuration.lines.get(key, (1, 1))
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            errors.append(ManifestError(configuration.file, line, column, key, f"{named}: {reason}"))
+            return ""
+
+    secrets = Secrets(
+        bus_password=read(bus.password_file, "bus.password_file"),
+        bus_credentials=read(bus.credentials_file, "bus.credentials_file", whole=True),
+        bus_ca=read(bus.ca_file, "bus.ca_file", secret=False, whole=True),
+        bus_certificate=read(bus.certificate_file, "bus.certificate_file", secret=False, whole=True),
+        bus_key=read(bus.key_file, "bus.key_file", whole=True),
+        system_password=read(bus.system_password_file, "bus.system_password_file"),
+        agents_password=read(agents.password_file, "agents.password_file"),
+        agents_ca=read(agents.ca_file, "agents.ca_file", secret=False, whole=True),
+        http_token=read(configuration.http.token_file, "http.token_file"),
+    )
+    if errors:
+        raise ManifestErrors(errors)
+    return secrets
+
+
+def _read_secret(path: Path, secret: bool, whole: bool) -> str:
+    with path.open("rb") as opened:
+        mode = path.stat().st_mode
+        payload = opened.read(SECRET_MAX_BYTES + 1)
+    if secret and mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ValueError(f"everybody on this machine may read it; chmod 600 {path}")
+    if len(payload) > SECRET_MAX_BYTES:
+        raise ValueError(f"more than {SECRET_MAX_BYTES} bytes; is this the right file?")
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text") from None
+    if not whole:
+        text = text.strip()
+        if len(text.splitlines()) > 1:
+            raise ValueError("has more than one line; expected the secret alone")
+    if not text.strip():
+        raise ValueError("is empty")
+    return text
