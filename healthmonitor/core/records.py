@@ -92,8 +92,8 @@ class Step(Enum):
     MAKE_DISKS = "make_disks"
     FREE_DISKS = "free_disks"  # nobody may hold them
     CREATE_VM = "create_vm"
+    ATTACH = "attach"  # while the VM boots
     HEAR_AGENT = "hear_agent"
-    ATTACH = "attach"
     MOUNT = "mount"
     APPLY = "apply"
     HEALTHY = "healthy"
@@ -142,6 +142,8 @@ class Operation:
     error: str = ""  # of the last try, with what to do next
     timings: tuple[StepTiming, ...] = ()
     rollout_revision: Revision = Revision(0)  # >0: part of a rollout of this deployment revision
+    step_started_at: float = 0.0  # Unix seconds; of the present step's first try
+    vms_lost: int = 0  # VMs that this operation made and that never came up; each one delays the next
 
 
 class RolloutState(Enum):

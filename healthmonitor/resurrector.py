@@ -1,0 +1,573 @@
+"""Carries operations out, one task each, while this monitor leads; begins them for what is missing, for rollouts, and
+for what a person asks.
+
+Laws:
+- The journal comes first: a step is in it before it is taken, and what was done is in it before the next.
+- Two records change (the operation, the instance): the operation is written first. Killed in between, the operation
+  does what the old record says, which is harmless, and whoever wanted the change sees that it is not there.
+- An operation ends only DONE. A defect in a step is a failure like others: shown, tried again.
+
+Does not know: what a verdict rests on (monitor), how a step is taken (steps), what comes next (core/operation).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from healthmonitor.agent_client import AgentClient
+from healthmonitor.clouds.cloud import Cloud
+from healthmonitor.core import guard, rollout
+from healthmonitor.core import operation as rules
+from healthmonitor.core.judgement import FleetView, Judgement
+from healthmonitor.core.operation import Done, Failed, Held, Outcome
+from healthmonitor.core.policy import Policy
+from healthmonitor.core.records import (
+    DeploymentRecord,
+    Hold,
+    InstanceRecord,
+    Operation,
+    OperationKind,
+    RolloutState,
+    Step,
+    VmBinding,
+)
+from healthmonitor.journal import CorruptRecord, Journal, Superseded
+from healthmonitor.leadership import Leadership
+from healthmonitor.steps.context import InstanceGone, NotOurs, StepContext, Tools
+from healthmonitor.steps.taking import take
+from protocol.bus import BusUnavailable
+from protocol.ids import CloudName, DeploymentName, InstanceId, OperationId, Revision
+from protocol.settings import BusSettings
+
+ADMITTED_EVENT = "resurrection.admitted"
+_TURN_LONGEST_SECONDS = 1.0
+_EVENTS_QUEUED_MAX = 10_000
+_HELD_BY_CIRCUMSTANCES = rules.GUARD_HOLDS | {Hold.UNHEALTHY}
+
+log = structlog.get_logger("resurrector")
+
+
+class NotLeader(Exception):
+    """Only the leader begins operations. The text says who that is."""
+
+
+class NoSuchInstance(Exception):
+    """There is no such instance in the journal."""
+
+
+class Resurrector:
+    def __init__(
+        self,
+        journal: Journal,
+        clouds: Mapping[CloudName, Cloud],
+        agents: AgentClient,
+        fleet: FleetView,
+        leadership: Leadership,
+        policy: Policy,
+        unix_time: Callable[[], float],
+        new_id: Callable[[], str],
+        agent_bus_settings: Callable[[InstanceRecord, VmBinding], BusSettings],
+        random_bytes: Callable[[int], bytes],
+        maintenance: Callable[[DeploymentName], str] = lambda deployment: "",
+        crash_point: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._journal = journal
+        self._fleet = fleet
+        self._leadership = leadership
+        self._policy = policy
+        self._unix_time = unix_time
+        self._new_id = new_id
+        self._crash_point = crash_point
+        self._tools = Tools(
+            journal=journal,
+            clouds=clouds,
+            agents=agents,
+            fleet=fleet,
+            unix_time=unix_time,
+            new_id=new_id,
+            random_bytes=random_bytes,
+            agent_bus_settings=agent_bus_settings,
+            maintenance=maintenance,
+            is_leader=leadership.is_leader,
+            crash_point=crash_point,
+            cloud_turns={name: asyncio.Semaphore(policy.resurrection.cloud_calls_max) for name in clouds},
+        )
+        self._judgement: Judgement | None = None
+        self._tasks: dict[InstanceId, asyncio.Task[None]] = {}
+        self._woken: dict[InstanceId, asyncio.Event] = {}
+        self._turn_due = asyncio.Event()
+        self._beginning: set[InstanceId] = set()
+        self._admitted: set[OperationId] = set()
+        self._drift_looked_at = float("-inf")
+        self._rebuilt_at: list[float] = []
+        self._alive_at: dict[InstanceId, float] = {}
+        self._events: asyncio.Queue[tuple[str, str, str, dict[str, str]]] = asyncio.Queue(_EVENTS_QUEUED_MAX)
+        leadership.on_change(lambda leads: self.wake())
+
+    # What the monitor and the operator tell.
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    @property
+    def judgement(self) -> Judgement | None:
+        return self._judgement
+
+    def set_policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self.wake()
+
+    def set_judgement(self, judgement: Judgement) -> None:
+        before, self._judgement = self._judgement, judgement
+        if before is None or (before.missing, before.cannot_tell, before.meltdowns) != (
+            judgement.missing,
+            judgement.cannot_tell,
+            judgement.meltdowns,
+        ):
+            self.wake()
+
+    def wake(self) -> None:
+        """Something happened that an operation may wait for: a heartbeat, a switch, a record."""
+        self._turn_due.set()
+        for event in self._woken.values():
+            event.set()
+
+    async def begin(
+        self,
+        kind: OperationKind,
+        instance: InstanceId,
+        reason: str,
+        change: Callable[[InstanceRecord], InstanceRecord] | None = None,
+        rollout_revision: Revision = rules.NO_ROLLOUT,
+    ) -> Operation:
+        """Begins an operation, or lets the unfinished one do it too; `change` is made to the record with it.
+
+        NotLeader, NoSuchInstance, CorruptRecord; Superseded and BusUnavailable: not known to be begun, look and repeat.
+        """
+        record = self._journal.instance(instance)
+        if record is None:
+            raise NoSuchInstance(f"there is no instance {instance}")
+        changed = None if change is None else change(record)
+        return await self._begin(kind, instance, reason, record, changed, rollout_revision)
+
+    async def begin_create(self, record: InstanceRecord, reason: str, rollout_revision: Revision) -> Operation:
+        """A new instance: its operation and its record."""
+        standing = self._journal.instance(record.instance)
+        written = record if standing is None else None
+        return await self._begin(OperationKind.CREATE, record.instance, reason, standing, written, rollout_revision)
+
+    async def begin_update(
+        self, instance: InstanceId, reason: str, change: Callable[[InstanceRecord], InstanceRecord] | None = None
+    ) -> Operation:
+        """In place. `change` should raise the record's revision when it changes what the agent is told."""
+        return await self.begin(OperationKind.UPDATE, instance, reason, change)
+
+    async def begin_recreate(self, instance: InstanceId, reason: str) -> Operation:
+        return await self.begin(OperationKind.RECREATE, instance, reason)
+
+    async def begin_delete(self, instance: InstanceId, reason: str) -> Operation:
+        return await self.begin(OperationKind.DELETE, instance, reason, lambda record: replace(record, deleting=True))
+
+    async def confirm_fence(self, instance: InstanceId, person: str) -> Operation:
+        """A person vouches that the old VM cannot write. IllegalTransition unless its operation waits for that."""
+        self._check_leader()
+        existing = self._journal.operation(instance)
+        if existing is None:
+            raise NoSuchInstance(f"nothing is being done with {instance}: there is nothing to confirm")
+        vouched = rules.vouch(existing, person, self._unix_time(), self._policy.resurrection)
+        await self._journal.record(
+            "operator.fence_confirmed", instance, f"{person} vouches that its old VM is off", {"by": person}
+        )
+        await self._save(vouched, existing, f"{vouched.step.value}")
+        self.wake()
+        return vouched
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Until cancelled. Reads along while another monitor leads."""
+        while True:
+            self._turn_due.clear()
+            if self._leadership.is_leader():
+                await self._lead()
+                continue
+            try:
+                await self._journal.reload()
+            except BusUnavailable as error:
+                log.warning("journal not reached", error=str(error))
+            await self._pause(self._policy.resurrection.journal_refresh_seconds)
+
+    async def _lead(self) -> None:
+        try:
+            await self._journal.reload()
+            since = self._unix_time() - guard.BUDGET_WINDOW_SECONDS
+            past = await self._journal.events_since(since)
+        except BusUnavailable as error:
+            log.warning("leads, but the journal is not reached", error=str(error))
+            await self._pause(self._policy.resurrection.retry_first_seconds)
+            return
+        self._rebuilt_at = [entry.event.at for entry in past if entry.event.kind == ADMITTED_EVENT]
+        self._admitted.clear()
+        async with asyncio.TaskGroup() as group:
+            writer = group.create_task(self._write_events(), name="events")
+            try:
+                while self._leadership.is_leader():
+                    await self._turn(group)
+                    await self._pause(_TURN_LONGEST_SECONDS)
+            finally:
+                for task in self._tasks.values():
+                    task.cancel()
+                writer.cancel()
+                self._tasks.clear()
+                self._woken.clear()
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._turn_due.wait()
+        except TimeoutError:
+            pass
+
+    async def _turn(self, group: asyncio.TaskGroup) -> None:
+        self._turn_due.clear()
+        try:
+            await self._begin_resurrections()
+            self._start_tasks(group)
+            if asyncio.get_running_loop().time() >= self._drift_looked_at + _TURN_LONGEST_SECONDS:
+                await self._repair_drift()
+            for deployment in list(self._journal.deployments().values()):
+                await self._roll(deployment)
+        except (Superseded, BusUnavailable, NotLeader, CorruptRecord) as error:
+            log.warning("turn not finished; the next looks again", error=str(error))
+        self._start_tasks(group)
+
+    def _start_tasks(self, group: asyncio.TaskGroup) -> None:
+        for instance in self._journal.operations():
+            if instance not in self._tasks and not self._journal.is_corrupt(instance):
+                self._woken[instance] = asyncio.Event()
+                task = group.create_task(self._carry_out(instance), name=f"operation {instance}")
+                self._tasks[instance] = task
+                task.add_done_callback(functools.partial(self._ended, instance))
+
+    def _ended(self, instance: InstanceId, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(instance) is task:
+            del self._tasks[instance]
+            del self._woken[instance]
+            self._turn_due.set()
+
+    async def _begin_resurrections(self) -> None:
+        judgement = self._judgement
+        if judgement is None:
+            return
+        for instance, missing in judgement.missing.items():
+            record = self._journal.instance(instance)
+            if record is None or record.deleting or record.ignore or record.vm is None:
+                continue
+            if record.vm.agent_id != missing.agent or self._journal.is_corrupt(instance):
+                continue
+            if judgement.at_seconds <= self._alive_at.get(instance, float("-inf")):
+                continue
+            existing = self._journal.operation(instance)
+            if existing is not None and rules.absorbs(existing, OperationKind.RESURRECT):
+                continue
+            revision = existing.rollout_revision if existing is not None else Revision(0)
+            await self._begin(OperationKind.RESURRECT, instance, missing.evidence, record, None, revision)
+
+    async def _repair_drift(self) -> None:
+        """An agent that holds another specification than its record says is told again. (The monitor was killed between
+        writing and telling, or the VM lost its store.)"""
+        self._drift_looked_at = asyncio.get_running_loop().time()
+        for instance, record in list(self._journal.instances().items()):
+            if record.vm is None or record.deleting or record.ignore or self._journal.operation(instance) is not None:
+                continue
+            heartbeat = self._fleet.last_heartbeat(record.vm.agent_id)
+            extension = heartbeat.resurgam if heartbeat is not None else None
+            if extension is None or self._journal.is_corrupt(instance) or extension.revision == record.revision:
+                continue
+            reason = f"its agent holds revision {extension.revision} instead of {record.revision}"
+            await self._begin(OperationKind.UPDATE, instance, reason, record, None, Revision(0))
+
+    async def _roll(self, deployment: DeploymentRecord) -> None:
+        if deployment.rollout in (RolloutState.DONE, RolloutState.FAILED) and not deployment.deleting:
+            return
+        decision = rollout.decide(deployment, self._journal.instances(), self._journal.operations(), self._unix_time())
+        if (decision.state, decision.error) != (deployment.rollout, deployment.rollout_error):
+            changed = replace(deployment, rollout=decision.state, rollout_error=decision.error)
+            await self._journal.save_deployment(changed, deployment)
+            self._crash_point("journal:rollout")
+            await self._tell(f"rollout.{decision.state.value}", deployment.name, decision.error or decision.reason)
+            deployment = changed
+        for act in decision.acts:
+            await self._carry_out_act(deployment, act)
+
+    async def _carry_out_act(self, deployment: DeploymentRecord, act: rollout.Act) -> None:
+        revision = deployment.revision
+        match act:
+            case rollout.Create(record=record):
+                await self.begin_create(record, f"deployed by {deployment.deployed_by}", revision)
+            case rollout.Move(record=record, kind=kind):
+                reason = f"revision {revision}, deployed by {deployment.deployed_by}"
+                await self.begin(kind, record.instance, reason, lambda _: record, revision)
+            case rollout.Adopt(record=record):
+                standing = self._journal.instance(record.instance)
+                await self._journal.save_instance(record, standing)
+                self._crash_point("journal:adopted")
+            case rollout.Remove(instance=instance, reason=reason):
+                await self.begin_delete(instance, reason)
+            case rollout.DeploymentGone():
+                await self._journal.delete_deployment(deployment)
+                await self._tell("deployment.deleted", deployment.name, "all its instances are gone")
+            case _:
+                assert_never(act)
+
+    # One operation.
+
+    async def _begin(
+        self,
+        kind: OperationKind,
+        instance: InstanceId,
+        reason: str,
+        record: InstanceRecord | None,
+        changed: InstanceRecord | None,
+        rollout_revision: Revision,
+    ) -> Operation:
+        self._check_leader()
+        for corrupt in self._journal.corrupt():
+            if self._journal.is_corrupt(instance):
+                raise corrupt
+        now = self._unix_time()
+        existing = self._journal.operation(instance)
+        if existing is not None and existing.step is not Step.DONE and rules.absorbs(existing, kind):
+            operation = rules.rewind(existing, now)
+            if rollout_revision:
+                operation = replace(operation, rollout_revision=rollout_revision)
+        else:
+            old_vm = None if record is None else record.vm
+            operation = rules.begin(
+                OperationId(self._new_id()), instance, kind, reason, now, old_vm, existing, rollout_revision
+            )
+        self._beginning.add(instance)
+        try:
+            await self._save(operation, existing, f"begun {kind.value}")
+            if changed is not None:
+                await self._journal.save_instance(changed, record)
+                self._crash_point("journal:record changed")
+        finally:
+            self._beginning.discard(instance)
+        await self._tell("operation.begun", instance, f"{kind.value}: {reason}", {"operation": operation.id})
+        self.wake()
+        return operation
+
+    async def _carry_out(self, instance: InstanceId) -> None:
+        """Until the operation in the journal is over, whoever changes it meanwhile."""
+        while True:
+            operation = self._journal.operation(instance)
+            if operation is None:
+                return
+            woken = self._woken[instance]
+            try:
+                if await self._until_due(operation, woken):
+                    await self._one_step(operation, woken)
+            except (NotOurs, Superseded) as error:
+                if not self._leadership.is_leader():
+                    return
+                log.info("looked at again", instance=instance, reason=str(error))
+            except InstanceGone as error:
+                await self._drop(operation, str(error))
+            except BusUnavailable as error:
+                log.warning("journal not reached", instance=instance, error=str(error))
+                await asyncio.sleep(self._policy.resurrection.retry_first_seconds)
+            except CorruptRecord as error:
+                log.error("stopped", instance=instance, error=str(error))
+                return
+            except Exception:
+                # The edge of an operation's task: a defect in one must not end the others. It goes on, slowly.
+                log.exception("operation failed by a defect; tried again", instance=instance)
+                await asyncio.sleep(self._policy.resurrection.retry_longest_seconds)
+
+    async def _until_due(self, operation: Operation, woken: asyncio.Event) -> bool:
+        """False: something happened; look at the journal again."""
+        if operation.instance in self._beginning:
+            await self._wait(woken, self._policy.turn_seconds)
+            return False
+        left = operation.next_try_at - self._unix_time()
+        if left <= 0:
+            return True
+        if operation.hold in _HELD_BY_CIRCUMSTANCES:
+            # Looked at whenever they may have changed; a retry of what failed waits its time out.
+            return await self._until_circumstances(operation, woken, left)
+        await self._wait(woken, left)
+        return False
+
+    async def _until_circumstances(self, operation: Operation, woken: asyncio.Event, seconds: float) -> bool:
+        if operation.step is Step.CONFIRM:
+            # Confirming asks the agent and the cloud: not at every heartbeat of the fleet.
+            await asyncio.sleep(min(seconds, self._policy.resurrection.retry_first_seconds))
+        return await self._wait(woken, seconds)
+
+    async def _one_step(self, operation: Operation, woken: asyncio.Event) -> None:
+        if operation.step is Step.DONE:
+            await self._finish(operation)
+            return
+        context = StepContext(self._tools, self, operation, woken)
+        context.check_ours()
+        try:
+            outcome = await take(context)
+        except (NotOurs, Superseded, InstanceGone, CorruptRecord, BusUnavailable):
+            raise
+        except Exception as error:
+            # The edge of a step: a defect in it, or in a cloud's provider, must not end the operation unseen.
+            log.exception("step failed by a defect", instance=operation.instance, step=operation.step.value)
+            outcome = Failed(
+                f"{operation.step.value}: {type(error).__name__}: {error}; a defect, please report it; tried again"
+            )
+        context.check_ours()
+        await self._note_outcome(operation, outcome, woken)
+
+    async def _note_outcome(self, operation: Operation, outcome: Outcome, woken: asyncio.Event) -> None:
+        after = rules.advance(operation, outcome, self._unix_time(), self._policy.resurrection)
+        same = after.step is operation.step and (after.hold, after.error) == (operation.hold, operation.error)
+        if same and after.hold in _HELD_BY_CIRCUMSTANCES:
+            # Nothing new to write down; wait for circumstances, or for the time that the next try would have.
+            await self._until_circumstances(operation, woken, after.next_try_at - self._unix_time())
+            return
+        await self._save(after, operation, after.step.value)
+        if same:
+            return
+        if after.step is operation.step:
+            kind = "operation.held" if after.hold is not Hold.RETRYING else "operation.failed"
+            await self._tell(
+                kind, operation.instance, after.error, {"step": after.step.value, "hold": after.hold.value}
+            )
+            return
+        timing = after.timings[-1]
+        await self._tell(
+            "operation.step",
+            operation.instance,
+            f"{operation.kind.value}: {timing.step.value} took {timing.seconds:.2f} s"
+            + (f"; {timing.note}" if timing.note else ""),
+            {"operation": operation.id, "step": timing.step.value, "seconds": f"{timing.seconds:.3f}"},
+        )
+
+    async def _finish(self, operation: Operation) -> None:
+        await self._events.join()
+        seconds = self._unix_time() - operation.started_at
+        await self._journal.record(
+            "operation.done",
+            operation.instance,
+            f"{operation.kind.value} took {seconds:.2f} s: {operation.timings[-1].note or operation.reason}",
+            {"operation": operation.id, "seconds": f"{seconds:.3f}"},
+        )
+        self._check_still(operation)
+        await self._journal.delete_operation(operation)
+        self._crash_point("journal:operation over")
+        self._admitted.discard(operation.id)
+        self.wake()
+
+    async def _drop(self, operation: Operation, why: str) -> None:
+        """An operation without an instance: its beginning was cut short, or the record was deleted by hand."""
+        if operation.kind is OperationKind.DELETE or operation.old_vm is None:
+            await self._journal.record("operation.dropped", operation.instance, why, {"operation": operation.id})
+            await self._journal.delete_operation(operation)
+            self.wake()
+            return
+        error = f"{why}, but its operation names VM {operation.old_vm.key}; look for that VM and its disks in the cloud"
+        await self._note_outcome(operation, Failed(error), self._woken[operation.instance])
+
+    # Guarding.
+
+    async def admission(self, operation: Operation) -> Outcome:
+        """May this lost VM be rebuilt now? An admission counts at once, before it is in the journal."""
+        record = self._journal.instance(operation.instance)
+        if record is None:
+            raise InstanceGone(f"{operation.instance} is not in the journal")
+        now = self._unix_time()
+        self._rebuilt_at = [at for at in self._rebuilt_at if at > now - guard.BUDGET_WINDOW_SECONDS]
+        judgement = self._judgement
+        missing = judgement.missing.get(operation.instance) if judgement is not None else None
+        decision = guard.decide(
+            guard.GuardInputs(
+                instance=operation.instance,
+                deployment=record.deployment,
+                policy=self._policy.resurrection,
+                switches=self._journal.switches(),
+                now_unix=now,
+                group_allows=record.group.resurrection,
+                ignored=record.ignore,
+                maintenance=self._tools.maintenance(record.deployment),
+                cannot_tell=judgement.cannot_tell if judgement is not None else "",
+                seen_off_by_cloud=missing is not None and missing.by_cloud,
+                meltdowns=judgement.meltdowns if judgement is not None else {},
+                rebuilt_at=tuple(self._rebuilt_at),
+                in_flight=self._in_flight(operation),
+            )
+        )
+        if decision.hold is not Hold.NONE:
+            return Held(decision.hold, decision.text)
+        self._admitted.add(operation.id)
+        self._rebuilt_at.append(now)
+        await self._journal.record(ADMITTED_EVENT, operation.instance, operation.reason, {"operation": operation.id})
+        return Done()
+
+    def _in_flight(self, asking: Operation) -> int:
+        """Resurrections past their guard, but those that wait for a fence: they may wait for days."""
+        return sum(
+            other.kind is OperationKind.RESURRECT
+            and other.id != asking.id
+            and other.hold is not Hold.UNFENCED
+            and (other.id in self._admitted or other.step not in (Step.CONFIRM, Step.GUARD, Step.DONE))
+            for other in self._journal.operations().values()
+        )
+
+    def alive_again(self, instance: InstanceId) -> None:
+        """Judgements made until one lease from now do not begin another resurrection of it."""
+        self._alive_at[instance] = asyncio.get_running_loop().time() + self._policy.liveness.lease_seconds
+
+    # Writing.
+
+    async def _save(self, operation: Operation, replacing: Operation | None, name: str) -> None:
+        self._check_leader()
+        await self._journal.save_operation(operation, replacing)
+        self._crash_point(f"journal:{name}")
+
+    async def _tell(self, kind: str, subject: str, text: str, fields: dict[str, str] | None = None) -> None:
+        log.info(text, event_kind=kind, subject=subject, **(fields or {}))
+        await self._events.put((kind, subject, text, fields or {}))
+
+    async def _write_events(self) -> None:
+        """Beside the operations, so that a step does not wait for the timeline."""
+        while True:
+            kind, subject, text, fields = await self._events.get()
+            try:
+                await self._journal.record(kind, subject, text, fields)
+            except BusUnavailable as error:
+                log.warning("event not recorded; it stands in this log", event_kind=kind, error=str(error))
+            finally:
+                self._events.task_done()
+
+    async def _wait(self, woken: asyncio.Event, seconds: float) -> bool:
+        """Whether something happened before the time was over."""
+        woken.clear()
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await woken.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _check_leader(self) -> None:
+        if not self._leadership.is_leader():
+            lease = self._leadership.holder()
+            who = f"monitor {lease.holder}" if lease is not None and lease.holder else "nobody at the moment"
+            raise NotLeader(f"this monitor does not lead; {who} does: ask there, or again in a few seconds")
+
+    def _check_still(self, operation: Operation) -> None:
+        if not self._leadership.is_leader() or self._journal.operation(operation.instance) != operation:
+            raise NotOurs("the operation was replaced, or another monitor leads")
