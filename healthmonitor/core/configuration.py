@@ -172,7 +172,7 @@ def _bus(place: Place, paths: _Paths) -> BusConfiguration:
         fields["credentials_file"].key_error("cannot be combined with user; leave one of them out")
     secured = bus.password_file or bus.credentials_file or bus.certificate_file
     if not secured and not all(is_loopback(url) for url in bus.urls):
-        (fields["urls"] if "urls" in fields else place).error(
+        fields.get("urls", place).error(
             "this address can be reached by others, so credentials are needed: user and password_file, "
             "credentials_file, or certificate_file and key_file (only a loopback address needs none)"
         )
@@ -202,7 +202,8 @@ def _http(place: Place, paths: _Paths) -> HttpConfiguration:
     http = HttpConfiguration(host, port, paths.read(fields, "token_file"))
     if not http.token_file and "listen" in fields and not is_loopback(f"http://{_bracketed(host)}:{port}"):
         fields["listen"].error(
-            "this address can be reached by others, so a token is needed: token_file (only a loopback address needs none)"
+            "this address can be reached by others, so a token is needed: token_file "
+            "(only a loopback address needs none)"
         )
     return http
 
@@ -219,7 +220,7 @@ def _both_or_none(place: Place, fields: Mapping[str, Place], one: str, other: st
 
 def _policy(fields: Mapping[str, Place]) -> Policy:
     preset = fields["preset"].one_of(PRESETS, "site") if "preset" in fields else "site"
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Any]] = {}  # field of Policy → its fields
     given: dict[str, Place] = {}
     for section in SECTIONS:
         into = values.setdefault(section.policy, {})
@@ -232,6 +233,8 @@ def _policy(fields: Mapping[str, Place]) -> Policy:
             if key.name in found:
                 into[key.field] = _value(found[key.name], key)
                 given[f"{section.name}.{key.name}"] = found[key.name]
+    if "heartbeat.interval" in given and "heartbeat.lease" not in given:
+        values["liveness"]["lease_seconds"] = 3 * values["liveness"]["heartbeat_interval_seconds"]
     base = Policy()
     liveness = replace(base.liveness, **values["liveness"])
     derived = {
@@ -239,7 +242,7 @@ def _policy(fields: Mapping[str, Place]) -> Policy:
         "suspect_after_seconds": liveness.heartbeat_interval_seconds * 1.5,
         "start_grace_seconds": liveness.lease_seconds,
     }
-    unset = {name: value for name, value in derived.items() if name not in values["liveness"]}
+    unset: dict[str, Any] = {name: value for name, value in derived.items() if name not in values["liveness"]}
     policy = replace(
         base,
         liveness=replace(liveness, **unset),
@@ -288,11 +291,11 @@ def _check(policy: Policy, given: Mapping[str, Place]) -> None:
     if live.start_grace_seconds < lease:
         add(f"must be at least the lease ({duration_text(lease)})", "liveness.start_grace", "heartbeat.lease")
     if live.canary_lost_seconds < 2 * live.canary_interval_seconds:
-        add("canary_lost must be at least 2 × canary_interval", "liveness.canary_lost", "liveness.canary_interval")
+        add("canary_lost must be at least 2 x canary_interval", "liveness.canary_lost", "liveness.canary_interval")
     if leader.ttl_seconds < 3 * leader.renew_seconds:
         add(
-            f"ttl ({duration_text(leader.ttl_seconds)}) must be at least 3 × renew "
-            f"({duration_text(3 * leader.renew_seconds)}): a leader stops at ttl - 2 × renew",
+            f"ttl ({duration_text(leader.ttl_seconds)}) must be at least 3 x renew "
+            f"({duration_text(3 * leader.renew_seconds)}): a leader stops at ttl - 2 x renew",
             "leadership.ttl",
             "leadership.renew",
         )

@@ -45,7 +45,7 @@ SECTIONS: tuple[Section, ...] = (
         (
             Key("interval", "heartbeat_interval_seconds", _D, "how often an agent reports; agents are told", 0.1, 600),
             Key("lease", "lease_seconds", _D, "silence after which a VM that does not answer is missing; "
-                "at least 2 intervals", 0.2, 3600),
+                "3 intervals unless set, at least 2", 0.2, 3600),
         ),
     ),
     Section(
@@ -59,8 +59,8 @@ SECTIONS: tuple[Section, ...] = (
             Key("start_grace", "start_grace_seconds", _D, "after the monitor's start, and after the bus came back, "
                 "nothing is missing for this long; one lease unless set, and no less", 0.1, 7200),
             Key("ask_timeout", "ask_timeout_seconds", _D, "how long a suspect agent may take to answer", 0.05, 60),
-            Key("observe_timeout", "observe_timeout_seconds", _D, "how long the cloud may take to say whether a VM runs",
-                0.05, 300),
+            Key("observe_timeout", "observe_timeout_seconds", _D, "how long the cloud may take to say whether "
+                "a VM runs", 0.05, 300),
             Key("loop_lag", "loop_lag_seconds", _D, "when the monitor itself was late by this much, silence before it "
                 "proves nothing", 0.05, 60),
             Key("canary_interval", "canary_interval_seconds", _D, "how often the monitor hears itself through the bus",
@@ -69,7 +69,8 @@ SECTIONS: tuple[Section, ...] = (
                 0.1, 600),
             Key("mass_share", "mass_share", _S, "share of the fleet that, vanishing within one lease, is not believed"),
             Key("mass_count", "mass_count", _C, "… if it is also at least this many", 1, 100_000),
-            Key("stranger_after", "stranger_after_seconds", _D, "an agent of no deployment is reported after this long"),
+            Key("stranger_after", "stranger_after_seconds", _D, "an agent of no deployment is reported after "
+                "this long"),
             Key("agents_max", "agents_max", _C, "agents remembered; more are refused and reported", 10, 1_000_000),
         ),
     ),
@@ -122,7 +123,7 @@ SECTIONS: tuple[Section, ...] = (
         "leadership",
         (
             Key("ttl", "ttl_seconds", _D, "another monitor takes over when the leader was silent for this long; "
-                "at least 3 × renew", 0.3, 600),
+                "at least 3 x renew", 0.3, 600),
             Key("renew", "renew_seconds", _D, "how often the leader renews its lease", 0.1, 200),
         ),
     ),

@@ -45,7 +45,7 @@ def open_window(windows: Iterable[Window], now_unix: float) -> Window | None:
 
 
 def read_windows(place: Place) -> tuple[Window, ...]:
-    windows = []
+    windows: list[Window] = []
     for item in place.items("a list of {start, end} or {day, at, for}"):
         fields = item.fields(("start", "end", "day", "at", "for", "reason"))
         reason = fields["reason"].text("a reason") if "reason" in fields else ""
@@ -60,8 +60,8 @@ def read_windows(place: Place) -> tuple[Window, ...]:
             windows.append(_weekly(fields, reason))
         elif item.is_mapping:
             item.error(
-                'expected start and end (such as "2026-12-01T22:00:00Z"), or day, at and for (day: sunday, at: "02:00", '
-                "for: 2h)"
+                'expected start and end (such as "2026-12-01T22:00:00Z"), or day, at and for '
+                '(day: sunday, at: "02:00", for: 2h)'
             )
     return tuple(windows)
 
