@@ -231,10 +231,15 @@ class Fleet:
         ears.connected = connected
 
     def canary_heard(self, at: float) -> None:
+        """`at`: when the canary was sent, so that one that lay in a buffer proves no more than it may."""
         ears = self._ears
         if at - ears.canary_at > self._policy.canary_lost_seconds:
             ears.canary_back_at = at
-        ears.canary_at = at
+        ears.canary_at = max(ears.canary_at, at)
+
+    def canary_silent_seconds(self, now: float) -> float:
+        """Since the monitor last heard itself through the bus (or began to listen)."""
+        return now - self._ears.canary_at
 
     def lagged(self, seconds: float, at: float) -> None:
         """The loop's turn came `seconds` late; what should have been heard meanwhile is only being read now."""
@@ -360,11 +365,23 @@ class Fleet:
 
     # What evaluating needs
 
+    @property
+    def hearing_now(self) -> Hearing:
+        """As of the last decision."""
+        return self._hearing
+
+    def heartbeat_seen(self, agent_id: AgentId) -> bool:
+        agent = self._agents.get(agent_id)
+        return agent is not None and agent.glance is not None
+
     def take_changed(self) -> tuple[AgentId, ...]:
         """Agents whose heartbeat's content, verdict or expectation changed since the last call."""
         changed = tuple(self._changed)
         self._changed.clear()
         return changed
+
+    def knows(self, agent_id: AgentId) -> bool:
+        return agent_id in self._agents
 
     def instance_of(self, agent_id: AgentId) -> InstanceId | None:
         agent = self._agents.get(agent_id)
