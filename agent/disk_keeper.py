@@ -80,7 +80,7 @@ class DiskKeeper:
         tools: Tools,
         known: KeptDocument[KnownDisks],
         on_mounts: Callable[[Mapping[DiskName, str]], None],
-        on_change: Callable[[], None],
+        on_change: Callable[[], None] | None = None,
         read_mounts: Callable[[], tuple[Mounted, ...]] = disk_probe.mounts,
         write: Write = asyncio.to_thread,
     ) -> None:
@@ -90,7 +90,7 @@ class DiskKeeper:
         self._document = known
         self._known = known.load() or KnownDisks()
         self._on_mounts = on_mounts
-        self._on_change = on_change
+        self._callbacks: list[Callable[[], None]] = [] if on_change is None else [on_change]
         self._read_mounts = read_mounts
         self._write = write
         self._instance: InstanceId | None = None
@@ -112,6 +112,9 @@ class DiskKeeper:
             if cid not in named and cid not in hints and not kept.device and not kept.lock.locked():
                 del self._kept[cid]
         self._wake.set()
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
 
     def reports(self) -> tuple[DiskReport, ...]:
         return tuple(_report(kept) for _, kept in sorted(self._kept.items()))
@@ -174,7 +177,7 @@ class DiskKeeper:
             )
         )
         self._kept.pop(cid, None)
-        self._on_change()
+        self._changed()
 
     async def run(self) -> None:
         """Mounts what should be and is not, and reads back what is. Each disk has a task of its own, so that one
@@ -223,7 +226,7 @@ class DiskKeeper:
             kept.tries += 1
             delay = min(RETRY_LONGEST_SECONDS, RETRY_FIRST_SECONDS * 2 ** min(kept.tries - 1, 10))
             kept.next_try = asyncio.get_running_loop().time() + delay
-            self._on_change()
+            self._changed()
             raise
         kept.tries, kept.next_try = 0, 0.0
         mounted = mount_table.mounted_at(self._read_mounts(), self._tools.directory(kept.disk))
@@ -270,13 +273,17 @@ class DiskKeeper:
         revision = self._known.released.get(kept.disk.cid)
         return revision is not None and revision >= self._revision
 
+    def _changed(self) -> None:
+        for callback in self._callbacks:
+            callback()
+
     def _tell(self) -> None:
         """The supervisor and the heartbeat, of what is mounted."""
         mounted = self.mounted()
         if mounted != self._told:
             self._told = mounted
             self._on_mounts(mounted)
-            self._on_change()
+            self._changed()
 
     async def _remember(self, known: KnownDisks) -> None:
         if known != self._known:

@@ -9,25 +9,34 @@ Does not know: how the parts are made (agent/__main__.py), Docker, NATS.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
-
-import structlog
+from typing import Protocol
 
 from agent.commands import Commands, explain
 from agent.contact import CentreContact
 from agent.core.heartbeat_content import Facts
 from agent.desired_state import DesiredState
-from agent.disk_keeper import DiskKeeper
 from agent.heartbeater import Heartbeater
-from agent.methods import DRAIN_SECONDS, Methods
+from agent.methods import Disks, Methods
 from agent.supervisor_port import SupervisorPort
 from agent.tasks import Tasks
 from agent.vitals import Vitals
 from protocol.bus import Bus
+from protocol.heartbeat import DiskReport
+from protocol.ids import InstanceId
 from protocol.settings import AgentSettings
-from protocol.spec import OnIsolation
+from protocol.spec import InstanceSpec, OnIsolation, Wanted
 
-log = structlog.get_logger(__name__)
+
+class DisksPort(Disks, Protocol):
+    """The disk keeper as the agent needs it; agent/disk_keeper.py is the real one, the simulation has another."""
+
+    def set_wanted(self, spec: InstanceSpec | None, instance: InstanceId | None) -> None: ...
+
+    def reports(self) -> tuple[DiskReport, ...]: ...
+
+    async def run(self) -> None: ...
 
 
 class AgentShell:
@@ -39,7 +48,7 @@ class AgentShell:
         bus: Bus,
         supervisor: SupervisorPort,
         desired: DesiredState,
-        disks: DiskKeeper,
+        disks: DisksPort,
         vitals: Vitals,
         boot_seconds: Callable[[], float],
         new_id: Callable[[], str],
@@ -83,9 +92,6 @@ class AgentShell:
             group.create_task(self._disks.run(), name="disks")
             if before_containers is not None:
                 await before_containers()
-            if self._desired.drained:
-                group.create_task(self._stay_drained(), name="stay-drained")
-                await asyncio.sleep(0)  # the drain begins before the supervisor hears what would run
             self._started = True
             self._desired_changed()
 
@@ -106,23 +112,15 @@ class AgentShell:
             agent_version=self._version,
         )
 
-    async def _stay_drained(self) -> None:
-        """The agent was restarted while this VM was drained: it stays so."""
-        try:
-            await self._supervisor.drain(DRAIN_SECONDS)
-        except Exception as error:
-            # the edge of this task: what still runs stands in the heartbeat, and the agent must go on
-            log.warning("drain.not_finished", error=str(error))
-
     def _desired_changed(self) -> None:
         """What should run, to those who see to it."""
         spec = self._desired.spec
         self._disks.set_wanted(spec, self._desired.instance)
         if self._started:
-            if not self._desired.drained:
-                self._supervisor.undrain()
-            if spec is not None:
-                self._supervisor.set_desired(spec)
+            if spec is not None and self._desired.drained:
+                # also after a restart of the agent: the centre is about to detach the disks
+                spec = dataclasses.replace(spec, wanted=Wanted.STOPPED)
+            self._supervisor.set_desired(spec)
         self.heartbeater.changed()
 
     def _interval_seconds(self) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from agent.core import dependencies
 from agent.core.disk_safety import disk_fault
 from protocol.ids import ContainerName, Generation, InstanceId, Revision
 from protocol.spec import InstanceSpec, Wanted
@@ -53,6 +54,10 @@ def accept(held: Held, seen: Revision, spec: InstanceSpec, instance: InstanceId 
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise Refused(f"containers {', '.join(twice)} are specified twice")
+    try:
+        dependencies.check(spec.containers)
+    except dependencies.BadDependencies as error:
+        raise Refused(str(error)) from None
     for disk in spec.disks:
         fault = disk_fault(disk)
         if fault is not None:

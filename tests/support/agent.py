@@ -94,11 +94,10 @@ class ScriptedSupervisor:
 
     def set_desired(self, spec: InstanceSpec | None) -> None:
         self.spec = spec
+        self.draining = False
         self.states = {}
         for container in spec.containers if spec is not None else ():
-            stopped = spec is not None and (
-                spec.wanted is Wanted.STOPPED or container.name in spec.stopped_containers or self.draining
-            )
+            stopped = spec is not None and (spec.wanted is Wanted.STOPPED or container.name in spec.stopped_containers)
             stopping = ContainerState.STOPPING if self.slow_to_stop else ContainerState.STOPPED
             self.states[container.name] = stopping if stopped else ContainerState.RUNNING
         self.tell()
