@@ -51,7 +51,8 @@ MANIFESTS: list[tuple[str, int, str]] = [
     ("name: a\n? [x, y]\n: 1\n", 2, "list or mapping as a key"),
     ("name: a\n? \n: 1\n", 2, "empty key"),
     ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)), 6, "aliases are written out"),
+        f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)),
+     6, "aliases are written out"),
     ("a: " + "[" * 60 + "]" * 60, 1, "deeper than 40"),
     ("name: a\nnote: " + "x" * 1_100_000, 1, "at most 1048576"),
     ("name: !!python/object:os.system x\n", 1, "tag"),
@@ -226,16 +227,41 @@ def test_one_mistake_does_not_hide_another(text: str, line: int, fragment: str) 
 
 
 REFUSED_KEYS = [
-    ("bind_ports", "ports"), ("bind_volumes", "volumes: [DISK:/path]"), ("cap_adds", "cap_add"), ("cap_drops", "cap_drop"),
-    ("disable_content_trust", "@sha256"), ("dns_options", "dns_opt"), ("dockerfile", "stemcell"), ("env_vars", "environment"),
-    ("expose_ports", "expose"), ("group_adds", "group_add"), ("kernel_memory", "mem_limit"), ("links", "depends_on"),
-    ("log_driver", "logging"), ("log_options", "logging"), ("lxc_options", "LXC"), ("memory", "mem_limit"),
-    ("memory_reservation", "mem_reservation"), ("memory_swap", "memswap_limit"), ("memory_swappiness", "mem_swappiness"),
-    ("name", "the key under containers"), ("net", "network_mode"), ("security_options", "security_opt"),
-    ("store_dir", "volumes"), ("timeout", "start_period"), ("workdir", "working_dir"),
-    ("build", "elsewhere"), ("container_name", "the key under containers"), ("scale", "instances"), ("profiles", "manifest"),
-    ("extends", "anchor"), ("secrets", "volumes"), ("configs", "volumes"), ("platform", "image"), ("cpuset", "cpus"),
-]  # fmt: skip
+    ("bind_ports", "ports"),
+    ("bind_volumes", "volumes: [DISK:/path]"),
+    ("cap_adds", "cap_add"),
+    ("cap_drops", "cap_drop"),
+    ("disable_content_trust", "@sha256"),
+    ("dns_options", "dns_opt"),
+    ("dockerfile", "stemcell"),
+    ("env_vars", "environment"),
+    ("expose_ports", "expose"),
+    ("group_adds", "group_add"),
+    ("kernel_memory", "mem_limit"),
+    ("links", "depends_on"),
+    ("log_driver", "logging"),
+    ("log_options", "logging"),
+    ("lxc_options", "LXC"),
+    ("memory", "mem_limit"),
+    ("memory_reservation", "mem_reservation"),
+    ("memory_swap", "memswap_limit"),
+    ("memory_swappiness", "mem_swappiness"),
+    ("name", "the key under containers"),
+    ("net", "network_mode"),
+    ("security_options", "security_opt"),
+    ("store_dir", "volumes"),
+    ("timeout", "start_period"),
+    ("workdir", "working_dir"),
+    ("build", "elsewhere"),
+    ("container_name", "the key under containers"),
+    ("scale", "instances"),
+    ("profiles", "manifest"),
+    ("extends", "anchor"),
+    ("secrets", "volumes"),
+    ("configs", "volumes"),
+    ("platform", "image"),
+    ("cpuset", "cpus"),
+]
 
 
 @pytest.mark.parametrize(("key", "equivalent"), REFUSED_KEYS)
@@ -249,16 +275,17 @@ def test_a_key_of_docker_boshrelease_or_compose_names_its_equivalent(key: str, e
     assert "unknown" not in error.message
 
 
-DOCKER_BOSHRELEASE = """
-name image dockerfile disable_content_trust labels hostname command entrypoint workdir user group_adds stop_signal restart
-timeout env_vars env_file depends_on links bind_ports expose_ports net dns dns_options dns_search mac_address volumes
-bind_volumes volumes_from volume_driver store_dir read_only memory memory_reservation memory_swap memory_swappiness
-kernel_memory oom_kill_disable cpu_shares cpu_period cpu_quota blkio_weight ulimits privileged cap_adds cap_drops
-security_options devices log_driver log_options lxc_options
-""".split()
+DOCKER_BOSHRELEASE = (
+    "name image dockerfile disable_content_trust labels hostname command entrypoint workdir "
+    "user group_adds stop_signal restart timeout env_vars env_file depends_on links "
+    "bind_ports expose_ports net dns dns_options dns_search mac_address volumes bind_volumes "
+    "volumes_from volume_driver store_dir read_only memory memory_reservation memory_swap memory_swappiness "
+    "kernel_memory oom_kill_disable cpu_shares cpu_period cpu_quota blkio_weight ulimits privileged cap_adds cap_drops "
+    "security_options devices log_driver log_options lxc_options "
+)
 
 
-@pytest.mark.parametrize("key", DOCKER_BOSHRELEASE)
+@pytest.mark.parametrize("key", DOCKER_BOSHRELEASE.split())
 def test_every_property_of_docker_boshrelease_is_known(key: str) -> None:
     """Each property of its `containers` job is read under its own name, or refused with a reason."""
     with pytest.raises(ManifestErrors) as caught:
@@ -281,7 +308,8 @@ def test_errors_in_an_env_file_name_that_file_and_line() -> None:
 def test_a_circle_of_dependencies_is_named_whole() -> None:
     """Three containers in a circle: one error, with the way round."""
     text = group(
-        "containers:\n  a: {image: a, depends_on: [b]}\n  b: {image: a, depends_on: [c]}\n  c: {image: a, depends_on: [a]}"
+        "containers:\n  a: {image: a, depends_on: [b]}\n  b: {image: a, depends_on: [c]}\n"
+        "  c: {image: a, depends_on: [a]}"
     )
     with pytest.raises(ManifestErrors) as caught:
         parse_manifest(text, "m.yml")
