@@ -18,6 +18,7 @@ from healthmonitor.core.operation import IllegalTransition
 from healthmonitor.core.operator_changes import NotPossible
 from healthmonitor.journal import CorruptRecord, Superseded
 from healthmonitor.operator_actions import NotFound, NotLeading
+from healthmonitor.resurrector import NoSuchInstance, NotLeader
 from protocol.bus import BusError, NoResponders
 from protocol.envelope import RequestRefused
 
@@ -64,6 +65,10 @@ def for_person(error: Exception) -> JSONResponse | None:
         case NotLeading():
             hint = f"ask the one that leads: --api {error.address}" if error.address else "try again in some seconds"
             return reply(409, "not_leading", str(error), "", hint)
+        case NotLeader():
+            return reply(409, "not_leading", str(error), "", "try again in some seconds")
+        case NoSuchInstance():
+            return reply(404, "not_found", str(error), "", "`resurgam status` lists what there is")
         case IllegalTransition():
             return reply(409, "not_possible", str(error), "", "`resurgam status` shows which step it is at")
         case Superseded():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import sys
@@ -27,11 +26,11 @@ JETSTREAM_FILE_BYTES = 4 * 1024**3
 JETSTREAM_MEMORY_BYTES = 64 * 1024**2
 
 CONFIGURATION_NAME = "nats-server.conf"
-PASSWORDS_NAME = "nats-passwords.json"
 PID_NAME = "nats-server.pid"
 MONITOR_USER = "monitor"
 SYSTEM_USER = "system"
 AGENT_USER = "agents"
+USERS = (MONITOR_USER, SYSTEM_USER, AGENT_USER)
 
 
 class NatsServerMissing(Exception):
@@ -64,10 +63,14 @@ class EmbeddedNats:
     def pid_path(self) -> Path:
         return self.directory / PID_NAME
 
+    def password_path(self, user: str) -> Path:
+        """Read by the monitor's configuration; `user` is one of USERS."""
+        return self.directory / f"{user}.password"
+
     def prepare(self) -> Passwords:
         """Writes configuration and passwords (both 0600) and returns the passwords; those already made are kept."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        passwords = _passwords(self.directory / PASSWORDS_NAME)
+        passwords = Passwords(**{user: _password(self.password_path(user)) for user in USERS})
         write_private(self.configuration_path, configuration_text(self.directory, self.port, passwords))
         return passwords
 
@@ -145,18 +148,13 @@ def write_private(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _passwords(path: Path) -> Passwords:
-    names = ("monitor", "system", "agents")
+def _password(path: Path) -> str:
+    """The password kept in `path`, made when there is none."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return Passwords(**{name: _password(stored.get(name)) for name in names})
+        kept = path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        made = {name: secrets.token_hex(24) for name in names}
-        write_private(path, json.dumps(made) + "\n")
-        return Passwords(**made)
-
-
-def _password(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9]{16,256}", value):
-        raise ValueError("nats-passwords.json does not hold passwords; remove it and start again")
-    return value
+        kept = secrets.token_hex(24)
+        write_private(path, kept + "\n")
+    if not kept.isalnum() or len(kept) < 16:
+        raise ValueError(f"{path} does not hold a password; remove it and start again")
+    return kept

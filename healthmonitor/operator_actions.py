@@ -22,7 +22,6 @@ from healthmonitor.core.records import (
     DeploymentRecord,
     InstanceRecord,
     Operation,
-    OperationKind,
     Switches,
 )
 from healthmonitor.journal import Journal, Superseded
@@ -31,7 +30,6 @@ from protocol.ids import AgentId, DeploymentName, Generation, InstanceId
 WRITE_TRIES = 5
 """How often a change is worked out anew when somebody else wrote the record meanwhile."""
 ASK_AGENT_SECONDS = 30.0
-RESTART_SECONDS = 300.0
 LOG_LINES_MAX = 10_000
 
 
@@ -50,10 +48,16 @@ class NotFound(Exception):
 class Operations(Protocol):
     """The resurrector, as people need it."""
 
-    async def begin(self, kind: OperationKind, instance: InstanceId, reason: str) -> Operation | None: ...
+    async def begin_update(
+        self, instance: InstanceId, reason: str, change: Callable[[InstanceRecord], InstanceRecord] | None = None
+    ) -> Operation:
+        """In place; `change` is made to the record with it."""
+        ...
 
-    async def vouch(self, instance: InstanceId, person: str) -> Operation:
-        """ValueError-like refusals are NotPossible's to say: IllegalTransition when nothing waits for a word."""
+    async def begin_recreate(self, instance: InstanceId, reason: str) -> Operation: ...
+
+    async def confirm_fence(self, instance: InstanceId, person: str) -> Operation:
+        """IllegalTransition when nothing waits for a word. It writes the event itself."""
         ...
 
     def wake(self) -> None:
@@ -64,16 +68,6 @@ class Operations(Protocol):
 class Agents(Protocol):
     async def call(
         self, agent: AgentId, generation: Generation | None, method: str, *arguments: Any, timeout_seconds: float
-    ) -> Any: ...
-
-    async def call_task(
-        self,
-        agent: AgentId,
-        generation: Generation | None,
-        method: str,
-        *arguments: Any,
-        timeout_seconds: float,
-        answer_seconds: float,
     ) -> Any: ...
 
 
@@ -195,7 +189,7 @@ class OperatorActions:
                 answer = await self._restart(record, containers)
             case "recreate":
                 changes.check_not_deleting(record)
-                await self._operations.begin(OperationKind.RECREATE, instance, _reason("recreate", person, because))
+                await self._operations.begin_recreate(instance, _reason("recreate", person, because))
                 answer = Answer(f"{instance} is being recreated", f"resurgam status {instance}")
             case "ignore":
                 await self._change_instance(instance, changes.ignored)
@@ -217,19 +211,19 @@ class OperatorActions:
             agent,
             generation,
             "logs",
-            {"container": container, "lines": max(1, min(lines, LOG_LINES_MAX))},
+            container,
+            max(1, min(lines, LOG_LINES_MAX)),
             timeout_seconds=ASK_AGENT_SECONDS,
         )
-        return reply if isinstance(reply, str) else str(reply.get("text", "") if isinstance(reply, dict) else reply)
+        return str(reply)
 
     async def confirm_fence(self, instance: InstanceId, person: Person, because: str) -> Answer:
         self._check_leading()
         self._instance(instance)
         if not because.strip():
             raise NotPossible("a word without a reason proves nothing", 'add --because "who looked, what was seen"')
-        await self._operations.vouch(instance, f"{person}: {because}")
+        await self._operations.confirm_fence(instance, f"{person}: {because}")
         text = f"{person} vouches that the old VM of {instance} is off; its rebuilding goes on"
-        await self._note("operator.fence_confirmed", instance, text, person, because)
         return Answer(text, f"resurgam status {instance}")
 
     # Switches.
@@ -271,11 +265,12 @@ class OperatorActions:
         """Changes what the agent is told, and has it told."""
         what = f"{instance} ({', '.join(containers)})" if containers else str(instance)
         before = self._instance(instance)
-        after = await self._change_instance(instance, change)
-        if after == before:
+        if change(before) == before:
             return Answer(f"{what}: nothing to change")
-        if after.vm is not None:
-            await self._operations.begin(OperationKind.UPDATE, instance, f"{what} {doing} by a person's word")
+        if before.vm is None and self._journal.operation(instance) is None:
+            await self._change_instance(instance, change)  # nobody to tell; the VM that comes is told
+        else:
+            await self._operations.begin_update(instance, f"{what} {doing} by a person's word", change)
         return Answer(f"{what} {doing}", f"resurgam status {instance}")
 
     async def _restart(self, record: InstanceRecord, containers: Sequence[str]) -> Answer:
@@ -284,16 +279,9 @@ class OperatorActions:
             if name not in known:
                 raise NotFound(f"{record.instance} has no container {name!r}; it has {', '.join(known)}")
         agent, generation = _agent_of(record)
-        await self._agents.call_task(
-            agent,
-            generation,
-            "restart",
-            {"containers": list(containers)},
-            timeout_seconds=RESTART_SECONDS,
-            answer_seconds=ASK_AGENT_SECONDS,
-        )
+        await self._agents.call(agent, generation, "restart", list(containers), timeout_seconds=ASK_AGENT_SECONDS)
         what = ", ".join(containers) if containers else "every container"
-        return Answer(f"{record.instance}: {what} restarted", f"resurgam status {record.instance}")
+        return Answer(f"{record.instance}: the agent restarts {what}", f"resurgam status {record.instance}")
 
     async def _change_deployment(
         self, name: DeploymentName, change: Callable[[DeploymentRecord | None], DeploymentRecord]

@@ -75,6 +75,9 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Exit as ended:
         return int(ended.exit_code)
     except _UsageError as error:
+        if "Usage:" in error.format_message():  # no sub-command was given: this is the help
+            screen.err.print(error.format_message(), markup=False)
+            return int(ExitCode.USAGE)
         hint = f"{error.ctx.command_path} --help" if error.ctx is not None else "resurgam --help"
         screen.failure(CliFailure(error.format_message(), ExitCode.USAGE, hint))
         return int(ExitCode.USAGE)

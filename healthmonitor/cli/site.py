@@ -33,7 +33,7 @@ POWERED_OFF = "powered-off.json"
 """Left by `down`: names of the VMs that were switched off on purpose, so that `up` can say that their loss is none."""
 
 NATS_PORT = 4222
-API_PORT = 8722
+API_PORT = 25923
 NATS_UP_SECONDS = 15.0
 MONITOR_UP_SECONDS = 30.0
 MONITOR_END_SECONDS = 20.0
