@@ -90,6 +90,7 @@ class DockerEngine:
         self._auth = docker.auth.load_config(config_dict=dict(registry_auth or {}))
         self._client: APIClient | None = None
         self._client_lock = threading.Lock()
+        self._network_lock = threading.Lock()
         self._inspected: dict[str, tuple[str, ActualContainer]] = {}
         self._look_threads = DeadlineThreads("docker look", self._limits.look_threads_max)
         self._action_threads = DeadlineThreads("docker action", self._limits.action_threads_max)
@@ -142,10 +143,13 @@ class DockerEngine:
         )
 
     async def create(self, instance: str, container: ContainerSpec, mounts: dict[str, str]) -> str:
+        networks = networks_of(instance, container)
+        if networks == (instance_network(instance),):
+            await self.ensure_networks(networks)
         return await self._call(
             self._action_threads,
             self._limits.call_seconds,
-            lambda client: _create(client, instance, container, mounts),
+            lambda client: _create(client, instance, container, networks, mounts),
         )
 
     async def start(self, container_id: str) -> None:
@@ -174,8 +178,9 @@ class DockerEngine:
 
     async def ensure_networks(self, names: tuple[str, ...]) -> None:
         def ensure(client: APIClient) -> None:
-            for name in names:
-                _ensure_network(client, name)
+            with self._network_lock:
+                for name in names:
+                    _ensure_network(client, name)
 
         if names:
             await self._call(self._action_threads, self._limits.call_seconds, ensure)
@@ -266,10 +271,13 @@ class DockerEngine:
                 raise ImageMissing(f"{image}: {progress['error']}")
 
 
-def _create(client: APIClient, instance: str, container: ContainerSpec, mounts: Mapping[str, str]) -> str:
-    networks = networks_of(instance, container)
-    if networks == (instance_network(instance),):
-        _ensure_network(client, networks[0])
+def _create(
+    client: APIClient,
+    instance: str,
+    container: ContainerSpec,
+    networks: tuple[str, ...],
+    mounts: Mapping[str, str],
+) -> str:
     labels = {LABEL_INSTANCE: instance, LABEL_CONTAINER: container.name, LABEL_HASH: spec_hash(container)}
     options = container_options(client, container, networks, mounts, labels)
     try:
@@ -312,9 +320,17 @@ def _remove(client: APIClient, container_id: str) -> None:
 
 
 def _ensure_network(client: APIClient, name: str) -> None:
-    if any(network["Name"] == name for network in client.networks(names=[name])):
+    """The engine does not keep names of networks unique: of two requests at once it makes two networks, and then
+    refuses both as ambiguous. So the caller holds a lock, and doubles that nobody uses are removed."""
+    found = [network["Id"] for network in client.networks(names=[name]) if network["Name"] == name]
+    if not found:
+        client.create_network(name, driver="bridge", check_duplicate=True, labels={LABEL_INSTANCE: ""})
         return
-    client.create_network(name, driver="bridge", check_duplicate=True, labels={LABEL_INSTANCE: ""})
+    for network_id in found[1:]:
+        try:
+            client.remove_network(network_id)
+        except docker.errors.APIError as error:
+            log.warning("docker.network_double", network=name, network_id=network_id, reason=_text(error))
 
 
 def _probe(socket_path: str, seconds: float) -> Probe:

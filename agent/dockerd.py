@@ -88,13 +88,7 @@ class DirectDaemon:
             return
         # dockerd refuses to start when its pid file names a process that exists, whatever process that is.
         self._pid_file.unlink(missing_ok=True)
-        try:
-            with self._log_file.open("ab") as sink:
-                self._child = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
-                )
-        except OSError as error:
-            raise DaemonError(f"{self._command[0]} cannot be started: {error.strerror}") from None
+        self._child = self._spawn()
         log.info("dockerd.started", pid=self._child.pid)
 
     async def restart_hard(self) -> None:
@@ -109,10 +103,19 @@ class DirectDaemon:
         """Of the daemon that runs, whoever started it."""
         return self._running_pid()
 
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        try:
+            with self._log_file.open("ab") as sink:
+                return subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
+                )
+        except OSError as error:
+            raise DaemonError(f"{self._command[0]} cannot be started: {error.strerror}") from None
+
     async def _gone(self, pid: int) -> None:
         try:
             async with asyncio.timeout(GONE_SECONDS):
-                while self._is_daemon(pid):
+                while self._is_daemon(pid):  # noqa: ASYNC110 - the end of a process that is not our child has no event
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise DaemonError(f"dockerd ({pid}) is still there {GONE_SECONDS:g} s after SIGKILL") from None

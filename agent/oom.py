@@ -43,7 +43,7 @@ class CgroupOomCounters:
         except (OSError, UnicodeDecodeError):
             return None
         for line in memberships.splitlines():
-            _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+            _, controllers, path = [*line.split(":", 2), "", ""][:3]
             hierarchy = self._v2 if not controllers else self._v1 if "memory" in controllers.split(",") else None
             count = _count(hierarchy, path) if hierarchy is not None else None
             if count is not None:

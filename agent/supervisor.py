@@ -57,6 +57,8 @@ class ShellLimits:
     mounts_seconds: float = 20.0
     look_gap_seconds: float = 0.02
     """Between the ends and beginnings of looks: a burst of events is one look."""
+    look_retry_seconds: float = 1.0
+    """After a look that failed; while the engine is known to be down none is tried."""
     events_retry_seconds: float = 0.5
     last_grace_seconds: float = 1.0
     """A stop near the end of a drain's deadline still gets this much."""
@@ -261,7 +263,7 @@ class Supervisor:
         if actual is None or spec is None:
             self._ended = ended + self._ended
             self._report_blind(spec, now)
-            return self._policy.full_look_seconds if self._engine_up.is_set() or spec is None else 3600.0
+            return self._policy.full_look_seconds if spec is None else self._limits.look_retry_seconds
         for outcome in ended:
             self._busy.pop(outcome.action.key, None)
             self._ledger = record(self._ledger, outcome, now, self._policy.backoff)
@@ -429,7 +431,7 @@ class Supervisor:
         notes = self._ledger.notes
         if notes == self._saved_notes:
             return
-        plain = {name: to_plain(note) for name, note in notes.items()}
+        plain: dict[str, Any] = {name: to_plain(note) for name, note in notes.items()}
         try:
             await asyncio.wait_for(asyncio.to_thread(self._notes_store.save, plain), self._limits.notes_seconds)
         except (OSError, TimeoutError) as error:
