@@ -10,6 +10,7 @@ import dataclasses
 import ipaddress
 import secrets
 import time
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from protocol import codec
@@ -17,6 +18,7 @@ from protocol.ids import VmCid
 from protocol.settings import AgentSettings
 
 ENTROPY_BYTES = 64
+NATS_PORT = 4222
 
 
 def for_guest(settings: AgentSettings, vm: VmCid, bus_host: str) -> bytes:
@@ -34,6 +36,12 @@ def for_guest(settings: AgentSettings, vm: VmCid, bus_host: str) -> bytes:
             unix_time=time.time(),
         )
     )
+
+
+def loopback_ports(urls: Iterable[str], default: int = NATS_PORT) -> frozenset[int]:
+    """Ports of those urls that mean this machine's loopback."""
+    parts = [urlsplit(url if "//" in url else f"//{url}") for url in urls]
+    return frozenset(part.port or default for part in parts if part.hostname and _is_loopback(part.hostname))
 
 
 def _reachable(url: str, bus_host: str) -> str:

@@ -34,10 +34,10 @@ from healthmonitor.clouds.cloud import (
     VmRequest,
     VmSummary,
 )
+from healthmonitor.clouds.local_store import LocalStore, Stage, Tombstone, VmRecord
 from healthmonitor.clouds.qemu_disks import QemuDisks
 from healthmonitor.clouds.qemu_images import make_overlay, run
 from healthmonitor.clouds.qemu_machine import CONTROL_SOCKET, MONITOR_SOCKET, Machine
-from healthmonitor.clouds.qemu_store import QemuStore, Stage, Tombstone, VmRecord
 from healthmonitor.clouds.qemu_template import Progress, Template, Templates
 from healthmonitor.clouds.stemcell import Stemcell, load
 from protocol.ids import CloudName, DiskCid, VmCid
@@ -70,7 +70,7 @@ class QemuCloud:
     def __init__(self, name: CloudName, options: QemuOptions) -> None:
         self._name = name
         self._options = options
-        self._store = QemuStore(options.directory)
+        self._store = LocalStore(options.directory)
         self._disks = QemuDisks(self._store)
         self._version = ""
 

@@ -14,8 +14,8 @@ import platform
 import tempfile
 from pathlib import Path
 
+from healthmonitor.clouds.local_store import write_durably
 from healthmonitor.clouds.qemu_machine import KERNEL_ARGUMENTS, Accel
-from healthmonitor.clouds.qemu_store import write_durably
 from healthmonitor.clouds.stemcell import Stemcell
 
 BOOT_SECONDS = 20.0

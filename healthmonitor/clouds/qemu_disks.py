@@ -19,13 +19,12 @@ from healthmonitor.clouds.cloud import (
     CloudRefused,
     CloudUnavailable,
     DiskHeld,
-    DiskNotFound,
     DiskRequest,
     DiskSummary,
     VmNotFound,
 )
+from healthmonitor.clouds.local_store import MIB, LocalStore, VmRecord
 from healthmonitor.clouds.qemu_machine import CONTROL_SOCKET, DISK_PORTS, MONITOR_SOCKET, port_name
-from healthmonitor.clouds.qemu_store import DiskRecord, QemuStore, Stage, VmRecord
 from protocol.ids import DiskCid, VmCid
 
 LOCK_SECONDS = 30.0
@@ -34,7 +33,6 @@ UNPLUG_SECONDS = 15.0
 UNPLUG_RETRY_SECONDS = 3.0
 """A guest that is still booting loses the request, so it is made again."""
 ASK_SECONDS = 2.0
-MIB = 1024 * 1024
 FOREIGN = VmCid("unknown-process")
 """Stands for a holder of the image's lock that is none of our VMs."""
 
@@ -44,30 +42,11 @@ def device_path(disk: DiskCid) -> str:
 
 
 class QemuDisks:
-    def __init__(self, store: QemuStore) -> None:
+    def __init__(self, store: LocalStore) -> None:
         self._store = store
 
     async def create(self, request: DiskRequest) -> DiskCid:
-        if request.size_mib <= 0:
-            raise CloudRefused(f"a disk of {request.size_mib} MiB cannot be made")
-        if request.cloud_properties:
-            raise CloudRefused(
-                f"unknown disk cloud_properties: {', '.join(sorted(request.cloud_properties))}; none are known"
-            )
-        cid = self._store.disk_cid(request.key)
-        async with self._store.locked(cid, LOCK_SECONDS):
-            known = self._store.read_disk(cid)
-            if known is not None and known.stage is Stage.CREATED:
-                self._require(cid)
-                return cid
-            record = DiskRecord(cid, request.key, Stage.CREATING, request.size_mib, dict(request.tags))
-            await self._store.write_disk(record)
-            file = self._store.disk_file(cid)
-            with file.open("ab") as opened:
-                file.chmod(0o600)
-                opened.truncate(request.size_mib * MIB)
-            await self._store.write_disk(dataclasses.replace(record, stage=Stage.CREATED))
-        return cid
+        return await self._store.make_disk(request, LOCK_SECONDS)
 
     async def delete(self, disk: DiskCid) -> None:
         async with self._store.locked(disk, LOCK_SECONDS):
@@ -85,12 +64,12 @@ class QemuDisks:
         ]
 
     async def holders(self, disk: DiskCid) -> frozenset[VmCid]:
-        self._require(disk)
+        self._store.require_disk(disk)
         return await self._holders(disk)
 
     async def attach(self, vm: VmCid, disk: DiskCid) -> str:
         async with self._store.locked(disk, LOCK_SECONDS), self._store.locked(vm, LOCK_SECONDS):
-            self._require(disk)
+            self._store.require_disk(disk)
             record = self._store.read_vm(vm)
             if record is None:
                 raise VmNotFound(f"no VM {vm} to attach {disk} to")
@@ -124,7 +103,7 @@ class QemuDisks:
 
     async def resize(self, disk: DiskCid, size_mib: int) -> None:
         async with self._store.locked(disk, LOCK_SECONDS):
-            record = self._require(disk)
+            record = self._store.require_disk(disk)
             file = self._store.disk_file(disk)
             size = file.stat().st_size // MIB
             if size_mib < size:
@@ -142,14 +121,6 @@ class QemuDisks:
                         opened.truncate(size_mib * MIB)
             if record.size_mib != size_mib:
                 await self._store.write_disk(dataclasses.replace(record, size_mib=size_mib))
-
-    def _require(self, disk: DiskCid) -> DiskRecord:
-        record = self._store.read_disk(disk)
-        if record is None or record.stage is not Stage.CREATED:
-            raise DiskNotFound(f"no disk {disk}")
-        if not self._store.disk_file(disk).exists():
-            raise DiskNotFound(f"disk {disk} is in the records, but its file {self._store.disk_file(disk)} is gone")
-        return record
 
     async def _holders(self, disk: DiskCid) -> frozenset[VmCid]:
         """Also a VM that runs, was to be given the disk, and cannot be asked: the order may still lie before it."""

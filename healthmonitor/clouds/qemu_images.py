@@ -1,4 +1,4 @@
-"""Copy-on-write images, made by qemu-img."""
+"""Short commands of the host (qemu-img, losetup), with a deadline; copy-on-write images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ async def run(*command: str) -> str:
             stderr=asyncio.subprocess.PIPE,
         )
     except FileNotFoundError:
-        raise CloudUnavailable(f"{command[0]} is not installed: apt-get install qemu-system-x86 qemu-utils") from None
+        raise CloudUnavailable(
+            f"{command[0]} is not installed: apt-get install qemu-system-x86 qemu-utils util-linux"
+        ) from None
     try:
         async with asyncio.timeout(CREATE_SECONDS):
             printed, said = await process.communicate()

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from healthmonitor.clouds import qemu_machine, qemu_process, qmp
 from healthmonitor.clouds.cloud import CloudUnavailable
+from healthmonitor.clouds.local_store import LocalStore, write_durably
 from healthmonitor.clouds.qemu_images import make_overlay
 from healthmonitor.clouds.qemu_machine import CONTROL_SOCKET, Machine
-from healthmonitor.clouds.qemu_store import QemuStore, write_durably
 from healthmonitor.clouds.stemcell import Stemcell
 from protocol import codec
 from protocol.ids import AgentId
@@ -60,7 +60,7 @@ class Template:
 
 
 class Templates:
-    def __init__(self, store: QemuStore, qemu: str, qemu_img: str, qemu_version: str) -> None:
+    def __init__(self, store: LocalStore, qemu: str, qemu_img: str, qemu_version: str) -> None:
         self._store = store
         self._qemu = qemu
         self._qemu_img = qemu_img

@@ -1,6 +1,7 @@
-"""What the QEMU provider keeps on disk: one directory for each VM, one file for each disk, a tombstone for what was.
+"""What the providers of this machine (qemu, docker) keep on disk: a directory for each VM, a file for each disk, a
+tombstone for what was.
 
-    <directory>/vms/<vm_cid>/     vm.json, settings, root.qcow2, qemu.pid, running.lock, console.log, fence.json
+    <directory>/vms/<vm_cid>/     vm.json, fence.json, and what else the provider has of it
     <directory>/disks/            <disk_cid>.raw, <disk_cid>.json
     <directory>/tombstones/       <vm_cid>.json: that a VM was ended, and the proof
     <directory>/locks/            one lock for each VM, disk and template, so that two monitors do not meet in one
@@ -8,12 +9,13 @@
 Law: a record is on disk before what it speaks of is done, and is replaced as a whole. A vm_cid is never used twice,
 so a proof that was once given for it stays true.
 
-Does not know: QEMU.
+Does not know: how VMs are run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -25,13 +27,14 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from healthmonitor.clouds.cloud import CloudUnavailable
+from healthmonitor.clouds.cloud import CloudRefused, CloudUnavailable, DiskNotFound, DiskRequest
 from protocol import codec
 from protocol.ids import DiskCid, VmCid
 
 LOCK_POLL_SECONDS = 0.05
 TOMBSTONES_MAX = 10_000
 """The oldest are forgotten beyond this number; fencing such a VM again is then `Unfenced`."""
+MIB = 1024 * 1024
 T = TypeVar("T")
 
 
@@ -73,7 +76,7 @@ class Tombstone:
     evidence: str
 
 
-class QemuStore:
+class LocalStore:
     def __init__(self, directory: Path) -> None:
         self._root = directory
         for name in ("vms", "disks", "tombstones", "locks", "templates"):
@@ -170,6 +173,37 @@ class QemuStore:
     def disks(self) -> list[DiskRecord]:
         found = (_read(DiskRecord, path) for path in sorted((self._root / "disks").glob("*.json")))
         return [record for record in found if record is not None]
+
+    async def make_disk(self, request: DiskRequest, timeout_seconds: float) -> DiskCid:
+        """An empty sparse file, made unless it was; DiskNotFound when it was made once and is gone."""
+        if request.size_mib <= 0:
+            raise CloudRefused(f"a disk of {request.size_mib} MiB cannot be made")
+        if request.cloud_properties:
+            unknown = ", ".join(sorted(request.cloud_properties))
+            raise CloudRefused(f"unknown disk cloud_properties: {unknown}; none are known here")
+        cid = self.disk_cid(request.key)
+        async with self.locked(cid, timeout_seconds):
+            known = self.read_disk(cid)
+            if known is not None and known.stage is Stage.CREATED:
+                self.require_disk(cid)
+                return cid
+            record = DiskRecord(cid, request.key, Stage.CREATING, request.size_mib, dict(request.tags))
+            await self.write_disk(record)
+            file = self.disk_file(cid)
+            with file.open("ab") as opened:
+                file.chmod(0o600)
+                opened.truncate(request.size_mib * MIB)
+            await self.write_disk(dataclasses.replace(record, stage=Stage.CREATED))
+        return cid
+
+    def require_disk(self, disk: DiskCid) -> DiskRecord:
+        """DiskNotFound when there is no record of it, or no file."""
+        record = self.read_disk(disk)
+        if record is None or record.stage is not Stage.CREATED:
+            raise DiskNotFound(f"no disk {disk}")
+        if not self.disk_file(disk).exists():
+            raise DiskNotFound(f"disk {disk} is in the records, but its file {self.disk_file(disk)} is gone")
+        return record
 
     async def remove_disk(self, disk: DiskCid) -> None:
         """The record last: as long as it is there, the file is ours to remove."""
