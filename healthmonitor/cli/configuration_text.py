@@ -19,7 +19,7 @@ def local_site(
     preset: str = "small",
 ) -> str:
     """A site of one machine: embedded bus, QEMU VMs."""
-    return f"""# Written by `resurgam up`. Yours to change; `resurgam down` and `up` again, or for most keys a SIGHUP, apply it.
+    return f"""# Written by `resurgam up`. Yours to change; a SIGHUP to the monitor applies most keys, a restart all of them.
 # Every key is explained in docs/configuration.md.
 preset: {preset}
 
@@ -42,7 +42,8 @@ clouds:
 
 def real_machine(nats: EmbeddedNats, directory: Path, state: Path) -> str:
     """A machine that systemd runs it on."""
-    return f"""# The health monitor's configuration. Check it:  resurgam-healthmonitor --check --config {directory}/healthmonitor.yml
+    return f"""# The health monitor's configuration.
+# Check it:        resurgam-healthmonitor --check --config {directory}/healthmonitor.yml
 # Apply a change:  systemctl reload resurgam-healthmonitor  (it says in its log which keys need a restart).
 # Every key is explained in docs/configuration.md.
 
@@ -51,8 +52,8 @@ preset: site
 monitor: hm # this monitor's name; a second one needs another
 state_dir: {state}
 
-# The bus. This is the nats-server that `systemctl start resurgam-nats` runs on this machine. A cluster of three is named
-# by its three urls, with `replicas: 3`.
+# The bus: the nats-server that `systemctl start resurgam-nats` runs on this machine. A cluster of three is named by its
+# three urls, with `replicas: 3`.
 {_bus(nats)}
 http:
   listen: 127.0.0.1:25923 # the API, for the resurgam command; another address needs the token, and should be behind TLS
