@@ -1,0 +1,75 @@
+"""What Prometheus is told of the monitor: read from the fleet and the judgement when it asks, kept nowhere else.
+
+Law: no label has more values than there are verdicts, severities or deployments: agents are not labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter as Count
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from healthmonitor.monitor import Monitor
+
+
+class MonitorMetrics(Collector):
+    """Register it with a `prometheus_client.CollectorRegistry`; `collect` must be called from the monitor's loop."""
+
+    def __init__(self, monitor: Monitor, is_leader: Callable[[], bool]) -> None:
+        self._monitor = monitor
+        self._is_leader = is_leader
+        self._loop = asyncio.get_running_loop()
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing in advance: the registry would collect before there is anything to tell."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        monitor = self._monitor
+        fleet, judgement, counters = monitor.fleet, monitor.judgement, monitor.fleet.counters
+        verdicts = GaugeMetricFamily("resurgam_vms", "Expected VMs by verdict", labels=["verdict"])
+        for verdict, count in fleet.verdicts().items():
+            verdicts.add_metric([verdict.value], count)
+        yield verdicts
+        yield _gauge("resurgam_agents_known", "Agents that are expected or heard", len(fleet))
+        yield _gauge("resurgam_vms_missing", "VMs judged missing, to be rebuilt", len(judgement.missing))
+        yield _gauge("resurgam_cannot_tell", "1 while silence proves nothing", bool(judgement.cannot_tell))
+        meltdowns = GaugeMetricFamily("resurgam_meltdown", "1 for each scope in meltdown", labels=["scope"])
+        for scope in judgement.meltdowns:
+            meltdowns.add_metric([scope], 1)
+        yield meltdowns
+        incidents = GaugeMetricFamily("resurgam_incidents_open", "Open incidents", labels=["severity"])
+        severities = Count(incident.severity for incident in monitor.open_incidents().values())
+        for severity, count in severities.items():
+            incidents.add_metric([severity.name.lower()], count)
+        yield incidents
+        yield _gauge("resurgam_leader", "1 where this monitor acts", self._is_leader())
+        yield _gauge("resurgam_loop_lag_seconds", "How late the last turn came", monitor.lag_seconds)
+        yield _gauge("resurgam_turn_longest_seconds", "The longest turn so far", monitor.longest_turn_seconds)
+        yield _gauge("resurgam_turn_age_seconds", "Since the last turn", self._loop.time() - monitor.last_turn_at)
+        yield _gauge("resurgam_channels_failing", "Channels that cannot deliver", len(monitor.notifier.undelivered))
+        yield _counter("resurgam_turns", "Turns of the loop", monitor.turns)
+        yield _counter("resurgam_notifications_dropped", "Lines were full", monitor.notifier.overflowed)
+        heartbeats = CounterMetricFamily("resurgam_heartbeats", "Heartbeats received", labels=["what"])
+        for what, count in (
+            ("received", counters.heartbeats),
+            ("late", counters.late),
+            ("replayed", counters.replayed),
+            ("malformed", counters.malformed),
+            ("refused", counters.refused),
+        ):
+            heartbeats.add_metric([what], count)
+        yield heartbeats
+        yield _counter("resurgam_questions_to_agents", "Active checks begun", counters.asked)
+        yield _counter("resurgam_questions_to_clouds", "VMs looked at in their cloud", counters.observed)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=float(value))
