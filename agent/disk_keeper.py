@@ -205,6 +205,7 @@ class DiskKeeper:
             return  # a command is at it
         async with kept.lock:
             self._read_back(kept)
+            self._tell()
             if kept.device:
                 await self._measure(kept)
             elif not self._released(kept) and asyncio.get_running_loop().time() >= kept.next_try:

@@ -248,8 +248,10 @@ def _options(disk: DiskSpec) -> tuple[str, ...]:
 
 
 def _node(number: str) -> str:
-    """The device's node by its number: its names may have gone with the cloud's hint."""
-    return os.path.realpath(Path("/dev/block") / number)
+    """The device's node by its number: its other names may have gone with the cloud's hint. OSError."""
+    uevent = (disk_probe.SYS_DEV_BLOCK / number / "uevent").read_text()
+    values = dict(line.partition("=")[::2] for line in uevent.splitlines())
+    return f"/dev/{values['DEVNAME']}"
 
 
 def _who_holds(number: str) -> list[str]:

@@ -22,11 +22,11 @@ class StillHanging(Exception):
 class LoneThread:
     def __init__(self, name: str) -> None:
         self._name = name
-        self._thread: threading.Thread | None = None
+        self._busy = False
 
     async def call(self, function: Callable[[], T], deadline_seconds: float) -> T:
         """What `function` returns or raises; TimeoutError after the deadline, StillHanging."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._busy:
             raise StillHanging(f"{self._name}: the call before this one has not returned")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -36,12 +36,14 @@ class LoneThread:
                 result = function()
             except BaseException as error:
                 # the edge of a thread: whatever it was belongs to the caller
+                self._busy = False
                 _deliver(loop, _set_exception, future, error)
             else:
+                self._busy = False
                 _deliver(loop, _set_result, future, result)
 
-        self._thread = threading.Thread(target=work, name=self._name, daemon=True)
-        self._thread.start()
+        self._busy = True
+        threading.Thread(target=work, name=self._name, daemon=True).start()
         async with asyncio.timeout(deadline_seconds):
             return await future
 
