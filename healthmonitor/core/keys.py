@@ -1,8 +1,8 @@
 """Idempotency keys under which clouds know our VMs and disks.
 
 Law: different things never share a key (disks and VMs are different name spaces of a cloud). Names may hold `-` and
-`_`, so joining them with `-` is not enough: unless every part is plain, a hash of the whole is appended (and the readable
-part is cut where it is too long).
+`_`, so joining them with `-` is not enough: unless every part is plain, a hash of the whole is appended (and the
+readable part is cut where it is too long).
 """
 
 from __future__ import annotations

@@ -1,0 +1,487 @@
+"""A world for the resurrector: simulated bus and cloud, agents that do as they are told, and monitors that can be
+killed at any named point.
+
+The judgement is told from the cloud's truth: a VM that was heard once and does not run is missing. How a monitor
+really comes to that is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from healthmonitor.agent_client import AgentClient
+from healthmonitor.clouds.cloud import Power
+from healthmonitor.core.judgement import Judgement, Missing, Verdict
+from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, UpdatePolicy, VmSize
+from healthmonitor.core.policy import LeadershipPolicy, Policy, ResurrectionPolicy
+from healthmonitor.core.records import DeploymentRecord, InstanceRecord, Operation, RolloutState, VmBinding
+from healthmonitor.journal import Journal, Superseded
+from healthmonitor.leadership import Leadership
+from healthmonitor.resurrector import Resurrector
+from protocol import codec, envelope, heartbeat, subjects
+from protocol.bus import BusUnavailable, Message
+from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Extension, Heartbeat
+from protocol.ids import (
+    AgentId,
+    CloudName,
+    ContainerName,
+    DeploymentName,
+    DiskCid,
+    DiskName,
+    InstanceId,
+    MonitorId,
+    Revision,
+    VmCid,
+    instance_id,
+)
+from protocol.settings import BusSettings
+from protocol.spec import ContainerSpec, InstanceSpec, Wanted, spec_hash
+from tests.simulation.bus import SimulatedBus, SimulatedServer
+from tests.simulation.cloud import Machine, SimulatedCloud, SimulatedVm, settings_of
+from tests.simulation.loop import Process, SimulatedLoop
+
+BOOT_SECONDS = 2.0
+HEARTBEAT_SECONDS = 1.0
+CLOUD = CloudName("local")
+SHOP = DeploymentName("shop")
+UNIX_EPOCH = 1_700_000_000.0
+
+
+class Killed(BaseException):
+    """The monitor was killed here. Not an Exception: nothing may catch it."""
+
+
+def policy(**changes: Any) -> Policy:
+    resurrection = ResurrectionPolicy(
+        enabled=True, agent_boot_seconds=30.0, healthy_seconds=20.0, drain_seconds=5.0, cloud_call_seconds=10.0
+    )
+    return Policy(
+        resurrection=replace(resurrection, **changes), leadership=LeadershipPolicy(ttl_seconds=5.0, renew_seconds=1.0)
+    )
+
+
+def group(
+    name: str = "db",
+    instances: int = 1,
+    image: str = "redis:7",
+    disks: Mapping[str, int] | None = None,
+    update: UpdatePolicy | None = None,
+    **changes: Any,
+) -> InstanceGroup:
+    sizes = {"data": 1024} if disks is None else disks
+    made = InstanceGroup(
+        name=name,
+        instances=instances,
+        vm=VmSize(),
+        stemcell="debian-12",
+        cloud=CLOUD,
+        disks=tuple(DiskRequirement(DiskName(disk), size_mib) for disk, size_mib in sizes.items()),
+        containers=(ContainerSpec(ContainerName("redis"), image),),
+        update=update or UpdatePolicy(),
+    )
+    return replace(made, **changes)
+
+
+def deployment(*groups: InstanceGroup, revision: int = 1) -> DeploymentRecord:
+    return DeploymentRecord(
+        name=SHOP,
+        revision=Revision(revision),
+        manifest=Manifest(SHOP, groups),
+        manifest_text="",
+        deployed_by="anna",
+        deployed_at=UNIX_EPOCH,
+        rollout=RolloutState.CANARIES,
+    )
+
+
+@dataclass(slots=True)
+class FakeVm:
+    """A machine whose agent does as it is told: mounts, applies, reports. `breaks`: container images that never run."""
+
+    world: HandsWorld
+    vm: SimulatedVm
+    agent: Process | None = None
+    bus: SimulatedBus | None = None
+    mounted: set[str] = field(default_factory=set)
+    spec: InstanceSpec | None = None
+    drained: bool = False
+    frozen: bool = False
+    life: int = 0
+
+    def power_on(self) -> None:
+        self.life += 1
+        life = self.life
+        if self.vm.boots:
+            self.world.loop.call_later(BOOT_SECONDS, lambda: self._boot() if life == self.life else None)
+
+    def power_off(self, announced: bool, why: str) -> None:
+        self.life += 1
+        self.mounted.clear()
+        if self.agent is not None:
+            self.agent.kill()
+            self.agent = None
+        if self.bus is not None:
+            self.world.server.client_killed(self.bus, announced)
+            self.bus = None
+
+    def freeze(self) -> None:
+        if self.agent is not None:
+            self.agent.freeze()
+
+    def thaw(self) -> None:
+        if self.agent is not None:
+            self.agent.thaw()
+
+    def attach(self, disk: DiskCid) -> None: ...
+
+    def detach(self, disk: DiskCid) -> None:
+        self.mounted.discard(disk)
+
+    def _boot(self) -> None:
+        self.agent = Process(self.world.loop, f"agent {self.vm.cid}")
+        self.agent.start(self._main(), self.world.note_failure)
+
+    async def _main(self) -> None:
+        settings = settings_of(self.vm)
+        bus = self.bus = await self.world.server.client(settings.agent_id).open()
+        await bus.wait_connected(30.0)
+        told = asyncio.Event()
+        answers: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+
+        def heard(message: Message) -> None:
+            request = envelope.decode_request(message.payload)
+            if request.generation not in (None, settings.generation):
+                answer = envelope.encode_exception("another generation")
+            else:
+                answer = self._answer(request.method, request.arguments)
+            answers.put_nowait((request.reply_to, answer))
+            told.set()
+
+        await bus.subscribe(subjects.to_agent(settings.agent_id), heard)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._reply(bus, answers))
+            sequence = 0
+            while True:
+                sequence += 1
+                beat = heartbeat.encode(self._heartbeat(sequence))
+                try:
+                    await bus.publish(subjects.to_monitor(subjects.AgentMessage.HEARTBEAT, settings.agent_id), beat)
+                except BusUnavailable:
+                    pass  # the next one tells
+                told.clear()
+                try:
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        await told.wait()
+                except TimeoutError:
+                    pass
+
+    async def _reply(self, bus: SimulatedBus, answers: asyncio.Queue[tuple[str, bytes]]) -> None:
+        while True:
+            reply_to, payload = await answers.get()
+            try:
+                await bus.publish(reply_to, payload)
+            except BusUnavailable:
+                pass  # whoever asked has a deadline
+
+    def _answer(self, method: str, arguments: tuple[Any, ...]) -> bytes:
+        match method:
+            case "ping":
+                return envelope.encode_value({"pong": True, "echo": arguments[0]["echo"], "boot_id": "b"})
+            case "mount_disk":
+                if DiskCid(arguments[0]) not in self.vm.attached:
+                    return envelope.encode_exception(f"no device {arguments[0]}")
+                self.mounted.add(arguments[0])
+                return envelope.encode_value("")
+            case "unmount_disk":
+                self.mounted.discard(arguments[0])
+                return envelope.encode_value("")
+            case "list_disk":
+                return envelope.encode_value(sorted(self.mounted))
+            case "apply":
+                self.spec = codec.from_plain(InstanceSpec, arguments[0])
+                return envelope.encode_value("applied")
+            case "drain":
+                self.drained = True
+                return envelope.encode_value(0)
+            case _:
+                return envelope.encode_exception(f"unknown message {method}")
+
+    def _heartbeat(self, sequence: int) -> Heartbeat:
+        spec = self.spec
+        if spec is None:
+            return Heartbeat(resurgam=Extension(sequence=sequence, engine=EngineState.UP))
+        started = ContainerState.STOPPED if spec.wanted is Wanted.STOPPED else ContainerState.RUNNING
+        containers = tuple(
+            ContainerReport(
+                container.name,
+                ContainerState.CRASH_LOOP if container.image in self.world.broken_images else started,
+                spec_hash=spec_hash(container),
+            )
+            for container in spec.containers
+        )
+        return Heartbeat(
+            resurgam=Extension(
+                generation=spec.generation,
+                revision=spec.revision,
+                sequence=sequence,
+                engine=EngineState.UP,
+                containers=containers,
+            )
+        )
+
+
+class HeardFleet:
+    """A FleetView over what one monitor has heard."""
+
+    def __init__(self, on_heard: Callable[[], None]) -> None:
+        self._on_heard = on_heard
+        self._heard: dict[AgentId, tuple[float, Heartbeat]] = {}
+
+    def hear(self, message: Message) -> None:
+        agent = subjects.agent_of(message.subject)
+        assert agent is not None
+        self._heard[agent] = (asyncio.get_running_loop().time(), heartbeat.decode(message.payload))
+        self._on_heard()
+
+    def verdict(self, agent: AgentId) -> Verdict:
+        if agent not in self._heard:
+            return Verdict.UNHEARD
+        silent = asyncio.get_running_loop().time() - self._heard[agent][0]
+        return Verdict.ALIVE if silent < 3.0 * HEARTBEAT_SECONDS else Verdict.MISSING
+
+    def last_heartbeat(self, agent: AgentId) -> Heartbeat | None:
+        entry = self._heard.get(agent)
+        return None if entry is None else entry[1]
+
+    def heard_after(self, agent: AgentId, at_seconds: float) -> bool:
+        entry = self._heard.get(agent)
+        return entry is not None and entry[0] > at_seconds
+
+
+@dataclass(slots=True)
+class MonitorParts:
+    journal: Journal
+    leadership: Leadership
+    resurrector: Resurrector
+    fleet: HeardFleet
+    agents: AgentClient
+    process: Process
+    bus: SimulatedBus
+
+
+class HandsWorld:
+    def __init__(self, seed: int = 0) -> None:
+        self.random = Random(seed)
+        self.loop = SimulatedLoop()
+        self.server = SimulatedServer(self.random)
+        self.cloud = SimulatedCloud(self._make_machine, self.random, latency_seconds=(0.01, 0.05))
+        self.machines: dict[VmCid, FakeVm] = {}
+        self.broken_images: set[str] = set()
+        self.failures: list[str] = []
+        self.points: list[str] = []
+        self.kill_at: int | None = None
+        self.monitor: MonitorParts | None = None
+        self.policy = policy()
+        self.cannot_tell = ""
+        self.meltdowns: dict[str, str] = {}
+        self._ids = 0
+        self._monitors = 0
+
+    def run(self, main: Any) -> Any:
+        try:
+            return self.loop.run(main)
+        finally:
+            # Nothing may keep the tasks of the killed alive beyond the loop that can bury them.
+            self.monitor = None
+            self.machines.clear()
+            self.cloud = SimulatedCloud()
+            self.server = SimulatedServer(self.random)
+            self.loop.forget()
+            self.loop = SimulatedLoop()
+            # Here and not in the middle of something else: what is collected are coroutines of a loop that is gone.
+            gc.collect()
+
+    def note_failure(self, text: str) -> None:
+        if text:
+            self.failures.append(text)
+
+    def new_id(self) -> str:
+        self._ids += 1
+        return f"id{self._ids}"
+
+    def unix_time(self) -> float:
+        return UNIX_EPOCH + self.loop.time()
+
+    # Monitors.
+
+    def start_monitor(self, clouds: Mapping[CloudName, SimulatedCloud] | None = None) -> MonitorParts:
+        self._monitors += 1
+        name = f"m{self._monitors}"
+        process = Process(self.loop, name)
+        parts = process.call(self._build, name, process, clouds or {CLOUD: self.cloud})
+        self.monitor = parts
+        process.start(self._monitor_main(parts), self.note_failure)
+        return parts
+
+    def kill_monitor(self) -> None:
+        assert self.monitor is not None
+        self.monitor.process.kill()
+        self.server.client_killed(self.monitor.bus, True)
+        self.monitor = None
+
+    async def restart_monitor(self) -> MonitorParts:
+        self.kill_monitor()
+        return self.start_monitor()
+
+    def _build(self, name: str, process: Process, clouds: Mapping[CloudName, SimulatedCloud]) -> MonitorParts:
+        bus = self.server.client(name)
+        journal = Journal(bus, self.unix_time)
+        leadership = Leadership(bus, MonitorId(name), self.policy.leadership, incarnation=name)
+        fleet = HeardFleet(lambda: resurrector.wake())
+        agents = AgentClient(bus, MonitorId(name), self.new_id)
+        resurrector = Resurrector(
+            journal,
+            clouds,
+            agents,
+            fleet,
+            leadership,
+            self.policy,
+            self.unix_time,
+            self.new_id,
+            lambda record, vm: BusSettings(("nats://127.0.0.1:4222",)),
+            lambda count: bytes(count),
+            crash_point=self._crash_point(process),
+        )
+        return MonitorParts(journal, leadership, resurrector, fleet, agents, process, bus)
+
+    def _crash_point(self, process: Process) -> Callable[[str], None]:
+        def reached(name: str) -> None:
+            self.points.append(name)
+            if self.kill_at is not None and len(self.points) == self.kill_at:
+                self.loop.call_soon(self._killed, context=contextvars.Context())  # the world's
+                process.kill()
+                raise Killed(name)
+
+        return reached
+
+    def _killed(self) -> None:
+        assert self.monitor is not None
+        self.server.client_killed(self.monitor.bus, True)
+        self.monitor = None
+        self.start_monitor()
+
+    async def _monitor_main(self, parts: MonitorParts) -> None:
+        await parts.bus.open()
+        await parts.bus.wait_connected(30.0)
+        await parts.agents.open()
+        await parts.journal.open()
+        await parts.bus.subscribe(subjects.every_agent(subjects.AgentMessage.HEARTBEAT), parts.fleet.hear)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(parts.leadership.run())
+            tasks.create_task(parts.resurrector.run())
+            while True:
+                parts.resurrector.set_judgement(self._judgement(parts))
+                await asyncio.sleep(0.25)
+
+    def _judgement(self, parts: MonitorParts) -> Judgement:
+        missing: dict[InstanceId, Missing] = {}
+        for instance, record in parts.journal.instances().items():
+            if record.vm is None or record.vm.vm_cid not in self.cloud.vms or self.cannot_tell:
+                continue
+            vm = self.cloud.vms[record.vm.vm_cid]
+            heard = self.machines[vm.cid].spec is not None
+            if heard and (vm.power is not Power.RUNNING or vm.host_dead):
+                missing[instance] = Missing(record.vm.agent_id, self.loop.time(), "silent for 15 s", not vm.host_dead)
+        return Judgement(self.loop.time(), missing, self.cannot_tell, dict(self.meltdowns))
+
+    # Looking.
+
+    @property
+    def parts(self) -> MonitorParts:
+        assert self.monitor is not None, "no monitor runs"
+        return self.monitor
+
+    async def until(self, predicate: Callable[[], Any], what: str, seconds: float = 300.0) -> None:
+        deadline = self.loop.time() + seconds
+        while not (self.monitor is not None and predicate()):
+            assert not self.failures, self.failures
+            assert self.loop.time() < deadline, f"not within {seconds} s: {what}; {self.describe()}"
+            await asyncio.sleep(0.05)
+
+    def describe(self) -> str:
+        if self.monitor is None:
+            return "no monitor"
+        journal = self.monitor.journal
+        operations = [
+            f"{o.kind.value} at {o.step.value} {o.hold.value} ({o.error})" for o in journal.operations().values()
+        ]
+        return f"operations {operations}; {self.monitor.leadership.is_leader()}; points {self.points[-8:]}"
+
+    def operation(self, instance: InstanceId) -> Operation | None:
+        return self.parts.journal.operation(instance)
+
+    def record(self, instance: InstanceId) -> InstanceRecord:
+        record = self.parts.journal.instance(instance)
+        assert record is not None
+        return record
+
+    def generation(self, instance: InstanceId) -> int:
+        """0 while the journal does not know the instance."""
+        record = self.parts.journal.instance(instance)
+        return 0 if record is None else record.generation
+
+    def vm_of(self, instance: InstanceId) -> SimulatedVm:
+        vm: VmBinding | None = self.record(instance).vm
+        assert vm is not None
+        assert vm.vm_cid is not None
+        return self.cloud.vms[vm.vm_cid]
+
+    def idle(self) -> bool:
+        return self.parts.leadership.is_leader() and not self.parts.journal.operations()
+
+    async def deploy(self, record: DeploymentRecord) -> None:
+        """Writes a deployment, as an operator's action does, and lets the rollout begin."""
+        await self.until(lambda: self.parts.leadership.is_leader(), "a leader")
+        parts = self.parts
+
+        async def write() -> None:
+            while True:
+                try:
+                    await parts.journal.save_deployment(record, parts.journal.deployment(record.name))
+                    return
+                except Superseded:
+                    pass  # the rollout wrote how far it is; the person's word goes over it
+
+        await parts.process.call(self.loop.create_task, write())
+        parts.resurrector.wake()
+
+    async def begin(self, call: Callable[[Resurrector], Any]) -> None:
+        """Runs `call` in the monitor's process; it may be killed in it."""
+        process, resurrector = self.parts.process, self.parts.resurrector
+        done = asyncio.Event()
+
+        async def main() -> None:
+            try:
+                await call(resurrector)
+            finally:
+                done.set()
+
+        task = process.call(self.loop.create_task, main())
+        while not done.is_set() and process.alive:
+            await asyncio.sleep(0.01)
+        if task.done() and process.alive:
+            await task
+
+    def _make_machine(self, vm: SimulatedVm) -> Machine:
+        self.machines[vm.cid] = FakeVm(self, vm)
+        return self.machines[vm.cid]
+
+
+def place(group_name: str = "db", index: int = 0) -> InstanceId:
+    return instance_id(SHOP, group_name, index)
