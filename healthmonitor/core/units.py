@@ -70,6 +70,8 @@ def share(text: str) -> float:
     if not _NUMBER.fullmatch(number):
         raise ValueError(f"{_quoted(text)} is not a share; expected such as 30% or 0.3")
     value = float(number) / (100.0 if stripped.endswith("%") else 1.0)
+    if value > 1 and not stripped.endswith("%"):
+        raise ValueError(f"{_quoted(text)} is more than all of it; write {stripped}% for per cent, or 0.3 for 30%")
     if not 0 < value <= 1:
         raise ValueError(f"{_quoted(text)} is not more than 0 and at most 100% (or 1.0)")
     return value

@@ -29,6 +29,7 @@ from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.core.maintenance import OnceWindow, WeeklyWindow, open_window
 from healthmonitor.core.policy import Policy
 from protocol.ids import CloudName
+from tests.support.configuration_tables import preset_rows, section_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +72,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("liveness:\n  suspect_after: 20s", 2, "less than the lease"),
     ("liveness:\n  start_grace: 1s", 2, "at least the lease"),
     ("liveness:\n  canary_interval: 5s", 2, "at least 2 x canary_interval"),
-    ("liveness:\n  mass_share: 30", 2, "30% or 0.3"),
+    ("liveness:\n  mass_share: 30", 2, "write 30% for per cent"),
     ("liveness:\n  mass_share: 200%", 2, "at most 100%"),
     ("resurrector:\n  enabled: perhaps", 2, "true or false"),
     ("resurrector:\n  max_in_flight: 0", 2, "expected 1 to 1000"),
@@ -167,7 +168,7 @@ def test_every_part_of_a_configuration_is_read() -> None:
     assert found.http == HttpConfiguration("0.0.0.0", 8080, "/etc/resurgam/secrets/token")
     local = CloudName("local")
     assert found.clouds == {local: CloudConfiguration(local, "qemu", {"directory": "/srv", "ports": [1, 2]})}
-    assert found.clouds[local].lines["directory"] == (21, 27)
+    assert found.clouds[local].lines["directory"] == (21, 38)
     assert found.channels == (ChannelConfiguration("mail", "email", {"to": ["a@b"]}),)
     assert found.maintenance == (
         OnceWindow(1796162400.0, 1796166000.0, "storage"),
@@ -259,8 +260,11 @@ def test_every_limit_of_the_policy_has_its_key() -> None:
 
 
 def test_every_key_is_documented() -> None:
-    """docs/configuration.md has a row for each key, with its default as it is in the code."""
+    """docs/configuration.md has a row for each key, its default, unit and range as they are in the code."""
     text = (ROOT / "docs/configuration.md").read_text()
+    lines = text.splitlines()
+    for row in [*preset_rows(), *(row for section in SECTIONS for row in section_rows(section))]:
+        assert row in lines, "python -m tests.support.configuration_tables prints what should stand there"
     rows = {row[0]: row[1] for row in re.findall(r"^\| `([a-z_.]+)` \| ([^|]*) \|", text, re.MULTILINE)}
     known = {f"{section.name}.{key.name}" for section in SECTIONS for key in section.keys}
     known |= {f"bus.{key}" for key in configuration_module.BUS_KEYS} | {"http.listen", "http.token_file"}
@@ -369,17 +373,18 @@ TREES = st.recursive(
         st.dictionaries(
             st.sampled_from(
                 [
-                    *configuration_module.BUS_KEYS,
-                    "listen",
-                    "interval",
-                    "lease",
-                    "provider",
-                    "name",
-                    "type",
-                    "start",
-                    "end",
+                    *(
+                        *configuration_module.BUS_KEYS,
+                        "listen",
+                        "interval",
+                        "lease",
+                        "provider",
+                        "name",
+                        "type",
+                        "start",
+                    ),
+                    *("end", "day", "at", "for", "share", "enabled", "ttl", "bus_urls", "options", "keep_size"),
                 ]
-                + ["day", "at", "for", "share", "enabled", "ttl", "bus_urls", "options", "keep_size"]
             ),
             inner,
             max_size=4,
