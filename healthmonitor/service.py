@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import structlog
+from prometheus_client import CollectorRegistry, generate_latest
 
 from healthmonitor.agent_client import AgentClient
 from healthmonitor.api import Api, ApiParts, Role
@@ -37,7 +38,7 @@ from healthmonitor.ears import SystemEvents
 from healthmonitor.journal import Journal
 from healthmonitor.leadership import Leadership
 from healthmonitor.manifest_intake import ManifestIntake
-from healthmonitor.metrics import Metrics
+from healthmonitor.metrics import MonitorMetrics
 from healthmonitor.monitor import Monitor
 from healthmonitor.operator_actions import OperatorActions
 from healthmonitor.resurrector import Resurrector
@@ -130,6 +131,8 @@ class Service:
             new_id=new_id,
             system_events=system_events,
         )
+        figures = CollectorRegistry()
+        figures.register(MonitorMetrics(monitor, leadership.is_leader))
         state = SiteState(
             configuration.monitor,
             lambda: bus.connected,
@@ -140,7 +143,7 @@ class Service:
             lambda: self.configuration.policy.liveness.canary_lost_seconds,
             loop.time,
             lambda: self.configuration.policy.resurrection.enabled,
-            Metrics(monitor, fleet, journal, leadership).render,
+            lambda: generate_latest(figures),
         )
         intake = ManifestIntake(journal, lambda: clouds.keys(), self._stemcells)
         actions = OperatorActions(journal, resurrector, agents, state, intake, time.time)

@@ -78,7 +78,7 @@ def pause(
     length: Annotated[str, typer.Option("--for", help="90s, 30m, 2h; without it until `resurgam resume`.")] = "",
     because: Because = "",
 ) -> None:
-    """Begin no rebuilding and no rollout for a while; what is under way waits before its next step."""
+    """Rebuild no lost VM for a while. What people ask for themselves goes on."""
     body: dict[str, Any] = {"because": because}
     if length:
         body["seconds"] = parse_duration(length)

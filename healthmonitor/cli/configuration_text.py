@@ -19,7 +19,7 @@ def local_site(
     preset: str = "small",
 ) -> str:
     """A site of one machine: embedded bus, QEMU VMs."""
-    return f"""# Written by `resurgam up`. Yours to change; a SIGHUP to the monitor applies most keys, a restart all of them.
+    return f"""# Written by `resurgam up`. Yours to change; SIGHUP applies most keys, a restart all of them.
 # Every key is explained in docs/configuration.md.
 preset: {preset}
 

@@ -44,6 +44,7 @@ class Background:
         self.pid_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
+            noted_size = log.tell()
             process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
@@ -54,7 +55,7 @@ class Background:
                 env=dict(environment) if environment is not None else None,
             )
         ticks = start_ticks(process.pid)
-        noted = {"pid": process.pid, "start_ticks": ticks, "boot_id": _boot_id(), "command": list(command)}
+        noted = {"pid": process.pid, "start_ticks": ticks, "boot_id": _boot_id(), "log_from": noted_size}
         temporary = self.pid_file.with_suffix(".new")
         temporary.write_text(json.dumps(noted) + "\n", encoding="utf-8")
         os.replace(temporary, self.pid_file)
@@ -78,10 +79,12 @@ class Background:
         return True
 
     def last_lines(self, count: int = 15) -> tuple[str, ...]:
+        """The end of what it logged since its last start."""
         try:
+            began = int(json.loads(self.pid_file.read_text(encoding="utf-8")).get("log_from", 0))
             with self.log_file.open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - 16384))
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(began, size - 16384))
                 return tuple(file.read().decode("utf-8", "replace").splitlines()[-count:])
         except FileNotFoundError:
             return ()
