@@ -1,4 +1,7 @@
-"""The tables of docs/configuration.md, made from the code: `python -m tests.support.configuration_tables` prints them."""
+"""The tables of docs/configuration.md, made from the code.
+
+`python -m tests.support.configuration_tables` prints them.
+"""
 
 from __future__ import annotations
 

@@ -273,6 +273,15 @@ def test_every_key_is_documented() -> None:
     assert set(rows) == known
 
 
+def test_every_configuration_in_the_documentation_is_right() -> None:
+    """Who copies one gets no error."""
+    text = (ROOT / "docs/configuration.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        parse_configuration(block, "docs/configuration.md")
+
+
 @pytest.mark.parametrize(
     ("change", "names"),
     [
