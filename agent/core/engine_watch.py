@@ -47,7 +47,7 @@ class WatchState:
     refused: int = 0
     silent: int = 0
     starts: int = 0  # in a row, without a steady time between them
-    grace_until: float = 0.0  # loop seconds; over with the first answer
+    grace_until: float = 0.0  # loop seconds; 0 once the daemon answered after our last start
     not_before: float = 0.0  # loop seconds; no start before
     up_since: float | None = None
 

@@ -207,7 +207,7 @@ async def test_a_container_that_dies_while_the_daemon_is_down_is_started_afterwa
     agent.supervisor.set_desired(CHAIN)
     await agent.until_settled()
     before = await agent.runs()
-    victim = [item.pid for item in await agent.supervisor._engine.look() if item.name == "other"][0]
+    victim = next(item.pid for item in await agent.supervisor._engine.look() if item.name == "other")
     pid = agent.docker.daemon.pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
