@@ -25,6 +25,7 @@ START_SECONDS = 10.0
 POLL_SECONDS = 0.05
 CHUNK_BYTES = 64 * 1024
 CONNECTIONS_MAX = 1000
+PROJECT = Path(healthmonitor.__file__).parent.parent
 
 
 class BusForward:
@@ -53,7 +54,6 @@ class BusForward:
             return
         address, _, port = wanted.name.rpartition("_")
         log_file = wanted.with_name(f"{wanted.name}.log")
-        project = str(Path(healthmonitor.__file__).resolve().parent.parent)
         with lock_file.open("a") as lock, log_file.open("wb") as said:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +61,7 @@ class BusForward:
                 return  # another monitor is starting it
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", __name__, address, port, "-pidfile", str(_pid_file(wanted)), ""),
-                cwd=project,
+                cwd=PROJECT,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,

@@ -273,6 +273,8 @@ class DockerCloud:
             log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
         )
         host["CgroupnsMode"] = "private"
+        # What `--security-opt systempaths=unconfined` means: systemd and the inner engine set up /proc and /sys.
+        host["MaskedPaths"], host["ReadonlyPaths"] = [], []
         client.create_container(
             image,
             command=["-c", docker_options.START],
@@ -300,8 +302,7 @@ class DockerCloud:
             return True
 
         def bring_in(client: docker.APIClient) -> None:
-            with stemcell.rootfs.open("rb") as file:
-                client.import_image_from_stream(file, repository=repository, tag=tag)
+            client.import_image_from_file(str(stemcell.rootfs), repository=repository, tag=tag)
 
         async with self._store.locked(f"image-{tag}", IMPORT_SECONDS):
             if not await self._call(present, CALL_SECONDS):

@@ -36,12 +36,14 @@ CAPABILITIES = (
 )
 """Missing on purpose: SYS_MODULE, SYS_RAWIO, SYS_TIME (the host's own), and SYS_RESOURCE, which nested hosts lack."""
 
-SECURITY_OPTIONS = ("seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined")
+SECURITY_OPTIONS = ("seccomp=unconfined", "apparmor=unconfined")
 LOOP_DEVICES = "b 7:* rwm"
 """Persistent disks are loop devices; which ones is not known when the container is made, and rules cannot be added
 later through the engine."""
 TMPFS = {"/run": "", "/tmp": "", "/run/lock": ""}
-START = "for m in $(awk '$3 ~ /^cgroup2?$/ {print $2}' /proc/mounts); do mount -o remount,bind,rw \"$m\"; done; exec /sbin/init"
+START = """\
+for mounted in $(awk '$3 ~ /^cgroup2?$/ {print $2}' /proc/mounts); do mount -o remount,bind,rw "$mounted"; done
+exec /sbin/init"""
 """An engine mounts the cgroups read-only without --privileged; systemd and the inner engine need to write them.
 `remount,rw` without `bind` fails as busy."""
 SETTINGS_PATH = "etc/resurgam/settings.json"

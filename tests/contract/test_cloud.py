@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -20,14 +20,23 @@ from healthmonitor.clouds.cloud import (
 )
 from protocol.ids import DISK_CID_MAX_CHARACTERS, DiskCid, VmCid
 from tests.support import clouds
-from tests.support.clouds import CloudBench, interrupted, vm_request
+from tests.support.clouds import CloudBench, OwnEngine, interrupted, vm_request
 
 PROVIDERS = [
     pytest.param("qemu", marks=pytest.mark.vm),
+    pytest.param("docker", marks=pytest.mark.docker),
 ]
 NOBODY: frozenset[VmCid] = frozenset()
 INTERRUPTIONS = (0, 1, 2, 3, 5, 8, 12, 16, 20, 26)
 """How often a call has waited for something when it is cut short."""
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[OwnEngine]:
+    with tempfile.TemporaryDirectory(prefix="rsc-", dir="/tmp") as directory:
+        made = OwnEngine(Path(directory, "engine"))
+        yield made
+        made.close()
 
 
 @pytest.fixture(params=PROVIDERS)
@@ -35,7 +44,11 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     match request.param:
         case "qemu":
             async with clouds.qemu_bench(tmp_path / "cloud") as made:
-                yield cast("CloudBench", made)
+                yield made
+        case "docker":
+            engine: OwnEngine = request.getfixturevalue("engine")
+            async with clouds.docker_bench(tmp_path / "cloud", engine) as docker_made:
+                yield docker_made
 
 
 async def test_a_key_makes_one_vm(bench: CloudBench) -> None:

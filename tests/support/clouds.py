@@ -8,13 +8,20 @@ import importlib.util
 import os
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import docker
+import docker.errors
+import requests
+
 from healthmonitor.clouds import qemu_process
 from healthmonitor.clouds.cloud import Cloud, FenceProof, VmRequest
+from healthmonitor.clouds.docker import DockerCloud, DockerOptions
 from healthmonitor.clouds.qemu import QemuCloud, QemuOptions
 from protocol.ids import AgentId, CloudName, DiskCid, VmCid
 from protocol.settings import AgentSettings, BusSettings
@@ -99,6 +106,110 @@ async def qemu_bench(directory: Path) -> AsyncIterator[QemuBench]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+class OwnEngine:
+    """A Docker Engine with everything in `directory`, and a bridge of its own when one is named."""
+
+    def __init__(self, directory: Path, bridge: str = "none") -> None:
+        self._directory = directory
+        self.host = f"unix://{directory / 'docker.sock'}"
+        directory.mkdir(parents=True)
+        (directory / "daemon.json").write_text("{}")
+        log = (directory / "log").open("wb")
+        with log:
+            self._process = subprocess.Popen(
+                [
+                    *("dockerd", f"--host={self.host}", f"--data-root={directory / 'data'}"),
+                    *(f"--exec-root={directory / 'exec'}", f"--pidfile={directory / 'pid'}"),
+                    *("--iptables=false", "--storage-driver=overlay2", f"--bridge={bridge}"),
+                    f"--config-file={directory / 'daemon.json'}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._await_answer()
+
+    def _await_answer(self) -> None:
+        deadline = time.monotonic() + 60.0
+        while True:
+            client = docker.APIClient(base_url=self.host, timeout=5, version="1.41")
+            try:
+                client.ping()
+                return
+            except (docker.errors.DockerException, requests.RequestException):
+                said = (self._directory / "log").read_text()[-2000:]
+                assert self._process.poll() is None, said
+                assert time.monotonic() < deadline, said
+                time.sleep(0.1)
+            finally:
+                client.close()
+
+    def client(self) -> docker.APIClient:
+        return docker.APIClient(base_url=self.host, timeout=30, version="auto")
+
+    def close(self) -> None:
+        client = self.client()
+        for container in client.containers(all=True):
+            client.remove_container(container["Id"], force=True, v=True)
+        client.close()
+        self._process.terminate()
+        self._process.wait(30.0)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class DockerBench:
+    stemcell = stemcells.BARE
+
+    def __init__(self, directory: Path, engine: OwnEngine) -> None:
+        self._options = DockerOptions(
+            directory=directory / "docker",
+            stemcells=directory / "stemcells",
+            docker_host=engine.host,
+            network="none",
+            bus_host="",
+        )
+        self._engine = engine
+        stemcells.bare(self._options.stemcells)
+        self._clouds = [DockerCloud(CloudName("contract"), self._options)]
+        self.cloud = self._clouds[0]
+
+    def another(self) -> DockerCloud:
+        self._clouds.append(DockerCloud(CloudName("contract"), self._options))
+        return self._clouds[-1]
+
+    async def booted(self, vm: VmCid) -> None:
+        """Nothing inside takes part in attaching."""
+
+    async def kill(self, vm: VmCid) -> None:
+        client = self._engine.client()
+        os.kill(client.inspect_container(vm)["State"]["Pid"], signal.SIGKILL)
+        await until(lambda: not client.inspect_container(vm)["State"]["Running"], 10.0, f"{vm} is killed")
+        client.close()
+
+    async def freeze(self, vm: VmCid) -> None:
+        await self.cloud.freeze_vm(vm)
+
+    async def lose_disk(self, disk: DiskCid) -> None:
+        (self._options.directory / "disks" / f"{disk}.raw").unlink()
+
+    async def close(self) -> None:
+        for summary in await self.cloud.list_vms():
+            await self.cloud.delete_vm(summary.vm_cid)
+        for cloud in self._clouds:
+            await cloud.close()
+
+
+@asynccontextmanager
+async def docker_bench(directory: Path, engine: OwnEngine) -> AsyncIterator[DockerBench]:
+    bench = DockerBench(directory, engine)
+    try:
+        yield bench
+    finally:
+        await bench.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 async def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
     """Waits for a state, at most `seconds`."""
     loop = asyncio.get_running_loop()
@@ -129,13 +240,19 @@ class _Interrupted(Awaitable[Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Hands on what the call waits for; what it still waits for in its `finally` blocks is let through."""
-        steps = self._call.__await__()
-        waited_for: Any = None
+        steps: Any = self._call.__await__()
+        thrown: BaseException | None = None
         count = 0
         while True:
+            if count == self._suspensions:
+                thrown = Crash()
             try:
-                waited_for = steps.throw(Crash()) if count == self._suspensions else next(steps)  # type: ignore[attr-defined]
+                waited_for = next(steps) if thrown is None else steps.throw(thrown)
             except StopIteration as end:
                 return end.value
+            thrown = None
             count += 1
-            yield waited_for
+            try:
+                yield waited_for
+            except BaseException as error:  # a deadline inside the call: it belongs to the call
+                thrown = error
