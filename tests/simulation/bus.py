@@ -93,7 +93,7 @@ class SimulatedServer:
         self.digest = 0
         self.delivered = 0
         self.on_write: Callable[[str, str, bytes | None, int], None] = lambda bucket, key, value, revision: None
-        self.on_acknowledged: Callable[[str, str, int], None] = lambda bucket, key, revision: None
+        self.on_delivered: Callable[[SimulatedBus, str, float], None] = lambda client, subject, published_at: None
         self._connections: list[Connection] = []
         self._commits: deque[_Commit] = deque()
         self._routes: dict[str, list[tuple[Connection, int]]] = {}
@@ -169,7 +169,13 @@ class SimulatedServer:
             for heard in self._disconnect_heard:
                 heard.tell(connection.client.name)
 
-    def route(self, sender: Connection, message: Message, wants_responder: Callable[[], None] | None = None) -> None:
+    def route(
+        self,
+        sender: Connection,
+        message: Message,
+        published_at: float,
+        wants_responder: Callable[[], None] | None = None,
+    ) -> None:
         if not sender.open_at_server:
             return
         receivers = self._receivers(message.subject)
@@ -181,7 +187,7 @@ class SimulatedServer:
             times = 2 if self.weather.core_double and self.random.random() < self.weather.core_double else 1
             for _ in range(times):
                 self.note(message.subject, message.payload)
-                connection.to_client.send(partial(connection.client.deliver, connection, number, message))
+                connection.to_client.send(partial(connection.client.deliver, connection, number, message, published_at))
 
     def ask(
         self, sender: Connection, operation: Callable[[Store], Any], writes: bool, reply: Callable[[Any], None]
@@ -315,6 +321,7 @@ class SimulatedBus:
         self.context = contextvars.copy_context()
         self.server = server
         self._connection: Connection | None = None
+        self.connected_since = 0.0
         self._epoch = 0
         self._callbacks: list[Callable[[bool], None]] = []
         self._subscriptions: dict[int, _Subscription] = {}
@@ -354,7 +361,8 @@ class SimulatedBus:
 
     async def publish(self, subject: str, payload: bytes) -> None:
         connection = self._require()
-        connection.to_server.send(partial(self.server.route, connection, Message(subject, payload)))
+        now = asyncio.get_running_loop().time()
+        connection.to_server.send(partial(self.server.route, connection, Message(subject, payload), now))
 
     async def subscribe(self, subject: str, callback: Callable[[Message], None]) -> Subscription:
         self._numbers += 1
@@ -368,6 +376,7 @@ class SimulatedBus:
         connection = self._require()
         self._numbers += 1
         inbox = f"{INBOX}{self.number}.{self._numbers}"
+        now = asyncio.get_running_loop().time()
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._replies[inbox] = future
 
@@ -376,7 +385,7 @@ class SimulatedBus:
                 future.set_exception(NoResponders("nobody listens"))
 
         connection.to_server.send(
-            partial(self.server.route, connection, Message(subject, payload, inbox), wants_responder=nobody)
+            partial(self.server.route, connection, Message(subject, payload, inbox), now, wants_responder=nobody)
         )
         try:
             reply: bytes = await _within(future, timeout_seconds, f"no reply on {subject}")
@@ -410,9 +419,10 @@ class SimulatedBus:
 
     # Called by the network.
 
-    def deliver(self, connection: Connection, number: int, message: Message) -> None:
+    def deliver(self, connection: Connection, number: int, message: Message, published_at: float) -> None:
         if connection is not self._connection:
             return
+        self.server.on_delivered(self, message.subject, published_at)
         if number == 0:
             future = self._replies.get(message.subject)
             if future is not None and not future.done():
@@ -451,6 +461,7 @@ class SimulatedBus:
                 self.server.accept(connection)
                 self._connection = connection
                 self._epoch += 1
+                self.connected_since = asyncio.get_running_loop().time()
                 self._wake.clear()
                 self._first_connection.set()
                 self._tell(True)
@@ -583,7 +594,6 @@ class _Bucket:
             return bucket.revision
 
         revision: int = await self._bus._ask(write, writes=True)
-        server.on_acknowledged(self._name, key, revision)
         return revision
 
     def _of(self, store: Store) -> StoredBucket:

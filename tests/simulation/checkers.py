@@ -39,7 +39,6 @@ class MachineTruth:
     frozen: bool
     attached: frozenset[DiskCid]
     mounted: frozenset[DiskCid]
-    running: Mapping[str, str]  # container name → spec hash, of those that run and are healthy
     alive_at: float  # when it last was able to do anything, loop seconds
 
 
@@ -70,6 +69,10 @@ class World(Protocol):
     def records(self) -> Records: ...
 
     def beliefs(self) -> tuple[Belief, ...]: ...
+
+    def running(self, vm: VmCid) -> Mapping[str, str]:
+        """Container name → specification hash, of those that run and are healthy by the engine's own word."""
+        ...
 
     def expected_containers(self, instance: InstanceId) -> Mapping[str, str]: ...
 
@@ -185,7 +188,7 @@ def finally_as_expected(world: World) -> list[Breach]:
             wanted_keys.add(record.vm.key)
         breaches += [
             Breach(f"{instance}: {problem}", (str(instance), *(() if record.vm is None else (record.vm.key,))))
-            for problem in _instance_problems(record, by_key, world.expected_containers(instance))
+            for problem in _instance_problems(world, record, by_key)
         ]
     for deployment in records.deployments:
         for group in deployment.manifest.groups:
@@ -251,9 +254,7 @@ _BEHIND_FENCE = frozenset(
 )
 
 
-def _instance_problems(
-    record: InstanceRecord, machines: Mapping[str, MachineTruth], containers: Mapping[str, str]
-) -> list[str]:
+def _instance_problems(world: World, record: InstanceRecord, machines: Mapping[str, MachineTruth]) -> list[str]:
     if record.vm is None:
         return ["has no VM"]
     machine = machines.get(record.vm.key)
@@ -271,11 +272,13 @@ def _instance_problems(
             problems.append(f"disk {disk.cid} is not attached")
         elif disk.cid not in machine.mounted:
             problems.append(f"disk {disk.cid} is not mounted")
+    containers = world.expected_containers(record.instance)
+    running = world.running(machine.vm_cid)
     for name, wanted_hash in sorted(containers.items()):
-        actual = machine.running.get(name)
+        actual = running.get(name)
         if actual is None:
             problems.append(f"container {name} does not run healthy")
         elif actual != wanted_hash:
             problems.append(f"container {name} runs with specification {actual}, not {wanted_hash}")
-    problems += [f"container {name} should not be there" for name in sorted(set(machine.running) - set(containers))]
+    problems += [f"container {name} should not be there" for name in sorted(set(running) - set(containers))]
     return problems

@@ -40,6 +40,8 @@ from protocol.settings import AgentSettings
 
 T = TypeVar("T")
 
+LOCAL = CloudName("local")
+
 
 class Machine(Protocol):
     """What the cloud switches: `tests.simulation.vm.Machine`, or a test's own."""
@@ -119,7 +121,7 @@ class SimulatedCloud:
         make_machine: Callable[[SimulatedVm], Machine] = lambda vm: NoMachine(),
         random: Random | None = None,
         latency_seconds: tuple[float, float] = (0.0, 0.0),
-        name: CloudName = CloudName("local"),
+        name: CloudName = LOCAL,
         vms_max: int = 10_000,
     ) -> None:
         self.latency_seconds = latency_seconds

@@ -7,6 +7,7 @@ Law: it keeps the port's promises (`tests/contract/test_engine.py`) as long as n
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -311,12 +312,16 @@ class SimulatedEngine:
         self._tell(container.seen.container_id, "start")
         run = container.seen.run
         if has_check:
-            loop.call_later(self.timing.health_after, self._when_same, container, run, self._first_health)
+            self._later(self.timing.health_after, self._when_same, container, run, self._first_health)
         if behaviour.ends_after_seconds is not None:
             code = behaviour.exit_code
-            loop.call_later(
+            self._later(
                 behaviour.ends_after_seconds, self._when_same, container, run, lambda which: self._end(which, code)
             )
+
+    def _later(self, seconds: float, what: Callable[..., None], *arguments: object) -> None:
+        """In nobody's context: what happens to a container does not hang on the agent that started it."""
+        asyncio.get_running_loop().call_later(seconds, what, *arguments, context=contextvars.Context())
 
     def _when_same(self, container: _Container, run: str, then: Callable[[_Container], None]) -> None:
         if container.seen.run == run and container.seen.status is Status.RUNNING:
