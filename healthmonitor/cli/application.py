@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,8 @@ from healthmonitor.cli.session import Session, globals_first
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Base of what Typer raises for a wrong command line. Newer versions bring click along under a name of their own, so it
 cannot be imported by name for all of them."""
+
+OpenSession = Callable[[Screen, str | None, Path | None], Session]
 
 app = typer.Typer(
     name="resurgam",
@@ -48,8 +50,8 @@ def _resurgam(
     """
     if output not in ("text", "json"):
         raise CliFailure(f"--output {output} is not possible", ExitCode.USAGE, "text or json")
-    if context.obj is None:
-        context.obj = Session(Screen(output == "json"), api, directory)
+    open_session: OpenSession = context.obj
+    context.obj = open_session(Screen(output == "json"), api, directory)
 
 
 for commands in (site_commands, deploying, look, act):
@@ -60,12 +62,14 @@ app.add_typer(resurrection, name="resurrection")
 app.add_typer(meltdown, name="meltdown")
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], open_session: OpenSession = Session) -> int:
     """Runs one command line and returns its exit code; whatever goes wrong is said on standard error."""
     ordered = globals_first(arguments)
     screen = Screen(as_json=_asks_for_json(ordered))
     try:
-        outcome = typer.main.get_command(app).main(args=ordered, prog_name="resurgam", standalone_mode=False)
+        outcome = typer.main.get_command(app).main(
+            args=ordered, prog_name="resurgam", standalone_mode=False, obj=open_session
+        )
         return int(outcome) if isinstance(outcome, int) else 0
     except CliFailure as failure:
         screen.failure(failure)
