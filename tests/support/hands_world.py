@@ -8,9 +8,12 @@ really comes to that is tested elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -170,10 +173,8 @@ class FakeVm:
             while True:
                 sequence += 1
                 beat = heartbeat.encode(self._heartbeat(sequence))
-                try:
+                with contextlib.suppress(BusUnavailable):  # the next one tells
                     await bus.publish(subjects.to_monitor(subjects.AgentMessage.HEARTBEAT, settings.agent_id), beat)
-                except BusUnavailable:
-                    pass  # the next one tells
                 told.clear()
                 try:
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
@@ -184,10 +185,8 @@ class FakeVm:
     async def _reply(self, bus: SimulatedBus, answers: asyncio.Queue[tuple[str, bytes]]) -> None:
         while True:
             reply_to, payload = await answers.get()
-            try:
+            with contextlib.suppress(BusUnavailable):  # whoever asked has a deadline
                 await bus.publish(reply_to, payload)
-            except BusUnavailable:
-                pass  # whoever asked has a deadline
 
     def _answer(self, method: str, arguments: tuple[Any, ...]) -> bytes:
         match method:
@@ -303,9 +302,6 @@ class HandsWorld:
             self.cloud = SimulatedCloud()
             self.server = SimulatedServer(self.random)
             self.loop.forget()
-            self.loop = SimulatedLoop()
-            # Here and not in the middle of something else: what is collected are coroutines of a loop that is gone.
-            gc.collect()
 
     def note_failure(self, text: str) -> None:
         if text:
@@ -481,6 +477,36 @@ class HandsWorld:
     def _make_machine(self, vm: SimulatedVm) -> Machine:
         self.machines[vm.cid] = FakeVm(self, vm)
         return self.machines[vm.cid]
+
+
+def in_world(
+    play: Callable[[HandsWorld], Coroutine[Any, Any, None]], seed: int = 0, kill_at: int | None = None
+) -> list[str]:
+    """Plays in a world of its own and gives the points that were reached; AssertionError with what did not hold."""
+    points, error = _played(play, seed, kill_at)
+    # Here, and not in the middle of something else: what is collected are coroutines of a loop that is gone.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    if error:
+        raise AssertionError(error)
+    return points
+
+
+def _played(
+    play: Callable[[HandsWorld], Coroutine[Any, Any, None]], seed: int, kill_at: int | None
+) -> tuple[list[str], str]:
+    """Errors as text: a traceback would keep the frames of the world alive."""
+    world = HandsWorld(seed)
+    world.kill_at = kill_at
+    try:
+        world.run(play(world))
+    except AssertionError as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return world.points, f"{error} (seed {seed}, {where.name}:{where.lineno}: {where.line})"
+    return world.points, ""
 
 
 def place(group_name: str = "db", index: int = 0) -> InstanceId:

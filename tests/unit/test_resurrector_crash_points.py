@@ -10,7 +10,7 @@ import pytest
 
 from healthmonitor.core.records import OperationKind
 from protocol.ids import Revision
-from tests.support.hands_world import HandsWorld, deployment, group, place
+from tests.support.hands_world import HandsWorld, deployment, group, in_world, place
 
 DB = place()
 Scenario = Callable[[HandsWorld], Awaitable[None]]
@@ -133,16 +133,10 @@ def _check(world: HandsWorld, disks: set[str]) -> None:
     assert (spec.revision, spec.generation) == (record.revision, record.generation)
 
 
-def _points_of(name: str) -> list[str]:
-    world = HandsWorld()
-    world.run(_play(world, name))
-    return list(world.points)
-
-
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_undisturbed(name: str) -> None:
     """Every scenario ends as it should, and is made of enough points for killing to mean something."""
-    points = _points_of(name)
+    points = in_world(lambda world: _play(world, name))
     assert len(points) >= 10, points
 
 
@@ -150,14 +144,13 @@ def test_undisturbed(name: str) -> None:
 def test_killed_at_every_point(name: str) -> None:
     """Whatever point of the operation the monitor is killed at, the next one ends it with one VM, one attachment for
     each disk, and never two writers."""
-    points = _points_of(name)
-    for number, point in enumerate(points, start=1):
-        world = HandsWorld(seed=number)
-        world.kill_at = number
+    failures = []
+    for number, point in enumerate(in_world(lambda world: _play(world, name)), start=1):
         try:
-            world.run(_play(world, name))
+            in_world(lambda world: _play(world, name), seed=number, kill_at=number)
         except AssertionError as error:
-            raise AssertionError(f"{name} killed at point {number}, {point}: {error}") from error
+            failures.append(f"killed at point {number}, {point}: {error}")
+    assert not failures, "\n".join(failures)
 
 
 def test_the_kinds_are_all_here() -> None:
