@@ -46,10 +46,11 @@ class Passwords:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedNats:
-    """Where one server keeps its things, all under `directory`."""
+    """Where one server keeps its things: all under `directory`, but a configuration that is to be elsewhere."""
 
     directory: Path
     port: int
+    configuration_file: Path | None = None
 
     @property
     def url(self) -> str:
@@ -57,7 +58,7 @@ class EmbeddedNats:
 
     @property
     def configuration_path(self) -> Path:
-        return self.directory / CONFIGURATION_NAME
+        return self.configuration_file or self.directory / CONFIGURATION_NAME
 
     @property
     def pid_path(self) -> Path:

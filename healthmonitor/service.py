@@ -15,7 +15,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import structlog
@@ -29,7 +29,7 @@ from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.clouds.registry import build_cloud
 from healthmonitor.clouds.stemcell import stored
 from healthmonitor.configuration_file import LoadedConfiguration, load_configuration
-from healthmonitor.core.configuration import Configuration, differences_needing_restart
+from healthmonitor.core.configuration import CloudConfiguration, Configuration, differences_needing_restart
 from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.core.maintenance import open_window
@@ -60,8 +60,19 @@ class Stopped(Exception):
 
 
 class Service:
-    def __init__(self, loaded: LoadedConfiguration, path: Path, notify: SystemdNotify) -> None:
+    """`build` makes clouds; `crash_point(name)` is called after each journal write and cloud call (tests end there)."""
+
+    def __init__(
+        self,
+        loaded: LoadedConfiguration,
+        path: Path,
+        notify: SystemdNotify,
+        build: Callable[[CloudConfiguration], Cloud] = build_cloud,
+        crash_point: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self._loaded = loaded
+        self._build = build
+        self._crash_point = crash_point
         self._path = path
         self._notify = notify
         self._stopping = asyncio.Event()
@@ -82,7 +93,7 @@ class Service:
         )
         system = self._loaded.system_bus
         system_bus = None if system is None else await nats_bus.NatsBus.open(system, "resurgam-system-events")
-        clouds = {name: build_cloud(cloud) for name, cloud in configuration.clouds.items()}
+        clouds = {name: self._build(cloud) for name, cloud in configuration.clouds.items()}
         try:
             await self._serve(bus, None if system_bus is None else nats_bus.SystemEvents(system_bus), clouds)
         finally:
@@ -115,6 +126,7 @@ class Service:
             self._agent_bus,
             os.urandom,
             self._maintenance,
+            self._crash_point,
         )
         monitor = Monitor(
             bus=bus,

@@ -105,14 +105,16 @@ def init(context: typer.Context) -> None:
     session = session_of(context)
     directory = (session.directory_option or SYSTEM_DIRECTORY).absolute()
     state = STATE_DIRECTORY if directory == SYSTEM_DIRECTORY else directory / "state"
-    nats = EmbeddedNats(state / "nats", 4222)
+    nats = EmbeddedNats(state / "nats", 4222, directory / "nats.conf")
     did = []
     try:
         for place in (directory, state, state / "nats", state / "clouds", state / "stemcells"):
             if not place.is_dir():
                 place.mkdir(parents=True, mode=0o700)
                 did.append(f"made {place}")
-        nats.prepare()
+        if not nats.configuration_path.exists():
+            nats.prepare()
+            did.append(f"wrote {nats.configuration_path}")
         write_token(directory / TOKEN_FILE)
         write_private(
             directory / API_FILE,
