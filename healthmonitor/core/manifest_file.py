@@ -200,6 +200,8 @@ class _Reader:
             if name.startswith("x-"):
                 continue
             _check_name(inner, name, "container")
+            if len(name) == 1:
+                inner.key_error(f"{name!r} is no container's name: Docker wants at least 2 characters")
             containers[name] = read_container(name, inner, around)
         check_references(containers)
         check_host_ports((name, port, where) for name, one in containers.items() for port, where in one.ports)

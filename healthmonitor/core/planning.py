@@ -238,7 +238,7 @@ def change_of(instance: InstanceId, before: InstanceGroup, after: InstanceGroup)
 
 
 def refusals_of(instance: InstanceId, before: InstanceGroup, after: InstanceGroup) -> tuple[str, ...]:
-    """What cannot be done to disks with data on them."""
+    """What cannot be done to an instance that is there."""
     old = {disk.name: disk for disk in before.disks}
     refusals: list[str] = []
     for disk in after.disks:
@@ -255,11 +255,10 @@ def refusals_of(instance: InstanceId, before: InstanceGroup, after: InstanceGrou
                 f"{instance}: disk {disk.name} has {was.filesystem} and is never formatted again as "
                 f"{disk.filesystem}; declare a disk of another name and copy"
             )
-    if before.cloud != after.cloud and before.disks:
-        names = ", ".join(disk.name for disk in before.disks)
+    if before.cloud != after.cloud:
         refusals.append(
-            f"{instance}: disks ({names}) cannot move from cloud {before.cloud} to {after.cloud}; "
-            "declare a group of another name there and copy"
+            f"{instance}: cannot move from cloud {before.cloud} to {after.cloud}: its VM and disks are known there; "
+            "declare a group of another name in the other cloud"
         )
     return tuple(refusals)
 

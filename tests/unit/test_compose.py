@@ -41,7 +41,7 @@ def read(body: str) -> ContainerSpec:
     lines = "".join(f"        {line}\n" for line in f"image: app:1\n{body}".splitlines())
     text = (
         "name: shop\nstemcell: s\ncloud: local\nnetworks: [back]\ninstance_groups:\n  - name: db\n"
-        "    persistent_disks: {data: 1GiB}\n    containers:\n      c:\n"
+        "    persistent_disks: {data: 1GiB}\n    containers:\n      cc:\n"
         + lines
         + "      other: {image: o, healthcheck: {test: ok}}\n      once: {image: o, restart: 'no'}\n"
     )

@@ -18,11 +18,11 @@ def read_file(path: str) -> str:
 
 
 def container(body: str) -> str:
-    """A manifest whose container `c` begins at line 9; `other` has a health check, `bare` has not."""
+    """A manifest whose container `cc` begins at line 9; `other` has a health check, `bare` has not."""
     lines = "".join(f"        {line}\n" for line in body.splitlines())
     return (
         "name: shop\nstemcell: s\ncloud: local\ninstance_groups:\n  - name: db\n    persistent_disks: {data: 1GiB}\n"
-        "    containers:\n      c:\n"
+        "    containers:\n      cc:\n"
         + lines
         + "      other:\n        image: other:1\n        healthcheck: {test: [CMD, 'true']}\n"
         + "      bare: {image: bare:1}\n"
@@ -36,7 +36,7 @@ def group(body: str) -> str:
 
 
 def with_container(body: str) -> str:
-    return group(body + "\ncontainers: {c: {image: a}}")
+    return group(body + "\ncontainers: {cc: {image: a}}")
 
 
 MANIFESTS: list[tuple[str, int, str]] = [
@@ -108,8 +108,9 @@ MANIFESTS: list[tuple[str, int, str]] = [
     (with_container("contianers: {}"), 6, "did you mean containers?"),
     (with_container("name: db"), 6, "second time"),
     (group("containers: {Web: {image: a}}"), 6, "no container's name"),
+    (group("containers: {w: {image: a}}"), 6, "at least 2 characters"),
     (group("containers: [a]"), 6, "expected a mapping of container"),
-    (group("containers: {c: {image: a}}") + "  - name: db\n    containers: {c: {image: a}}\n", 7, "second group 'db'"),
+    (group("containers: {cc: {image: a}}") + "  - name: db\n    containers: {cc: {image: a}}\n", 7, "second group 'db'"),
     # containers: image, command, environment
     (container("command: x"), 8, "image is missing"),
     (container("image: Redis"), 9, "no image"),
@@ -173,7 +174,7 @@ MANIFESTS: list[tuple[str, int, str]] = [
     # dependencies and health
     (container("image: a\ndepends_on: [othr]"), 10, "did you mean other?"),
     (container("image: a\ndepends_on: [other, other]"), 10, "a second time"),
-    (container("image: a\ndepends_on: [c]"), 10, "circle of dependencies: c → c"),
+    (container("image: a\ndepends_on: [cc]"), 10, "circle of dependencies: cc → cc"),
     (container("image: a\ndepends_on: {bare: {condition: service_healthy}}"), 10, "bare has no healthcheck"),
     (container("image: a\ndepends_on: {bare: {condition: healthy}}"), 10, "did you mean service_healthy?"),
     (container("image: a\ndepends_on: {bare: {condition: service_completed_successfully}}"), 10, "never completes"),
@@ -210,7 +211,7 @@ def test_a_wrong_manifest_is_refused_with_line_and_cause(text: str, line: int, f
     assert all(row.startswith(("m.yml:", "…")) for row in str(caught.value).splitlines())
 
 
-SINGLE = [(text, line, fragment) for text, line, fragment in MANIFESTS if "containers:\n      c:\n" in text]
+SINGLE = [(text, line, fragment) for text, line, fragment in MANIFESTS if "containers:\n      cc:\n" in text]
 
 
 @pytest.mark.parametrize(("text", "line", "fragment"), SINGLE, ids=range(len(SINGLE)))
@@ -290,7 +291,7 @@ def test_every_property_of_docker_boshrelease_is_known(key: str) -> None:
     """Each property of its `containers` job is read under its own name, or refused with a reason."""
     with pytest.raises(ManifestErrors) as caught:
         parse_manifest(container(f"image: a\n{key}: {{a: {{b: [c]}}}}" if key != "image" else "image: {}"), "m.yml")
-    about = [error for error in caught.value.errors if f"containers.c.{key}" in error.path]
+    about = [error for error in caught.value.errors if f"containers.cc.{key}" in error.path]
     assert about
     assert not any(error.path.endswith(f".{key}") and "unknown key" in error.message for error in about), str(
         caught.value
@@ -308,23 +309,23 @@ def test_errors_in_an_env_file_name_that_file_and_line() -> None:
 def test_a_circle_of_dependencies_is_named_whole() -> None:
     """Three containers in a circle: one error, with the way round."""
     text = group(
-        "containers:\n  a: {image: a, depends_on: [b]}\n  b: {image: a, depends_on: [c]}\n"
-        "  c: {image: a, depends_on: [a]}"
+        "containers:\n  aa: {image: a, depends_on: [bb]}\n  bb: {image: a, depends_on: [cc]}\n"
+        "  cc: {image: a, depends_on: [aa]}"
     )
     with pytest.raises(ManifestErrors) as caught:
         parse_manifest(text, "m.yml")
     (error,) = caught.value.errors
-    assert "a → b → c → a" in error.message
+    assert "aa → bb → cc → aa" in error.message
     assert error.line == 7
 
 
 def test_two_containers_of_a_group_cannot_have_one_host_port() -> None:
     """The second one is told who has it; another protocol or address is fine."""
     text = group(
-        "containers:\n  a: {image: a, ports: ['80:80', '127.0.0.1:81:1']}\n"
-        "  b: {image: a, ports: ['80:81', '80:80/udp', '127.0.0.2:81:1']}"
+        "containers:\n  aa: {image: a, ports: ['80:80', '127.0.0.1:81:1']}\n"
+        "  bb: {image: a, ports: ['80:81', '80:80/udp', '127.0.0.2:81:1']}"
     )
     with pytest.raises(ManifestErrors) as caught:
         parse_manifest(text, "m.yml")
     (error,) = caught.value.errors
-    assert (error.line, "taken by a (line 7)" in error.message) == (8, True)
+    assert (error.line, "taken by aa (line 7)" in error.message) == (8, True)

@@ -235,7 +235,7 @@ def test_no_structure_raises_anything_but_manifest_errors(container: dict[str, A
         "name": "a",
         "stemcell": "s",
         "cloud": "c",
-        "instance_groups": [{**group, "name": "g", "containers": {"c": {"image": "i", **container}}}],
+        "instance_groups": [{**group, "name": "g", "containers": {"cc": {"image": "i", **container}}}],
     }
     try:
         parsed = parse_manifest(yaml.safe_dump(document, allow_unicode=True), "m.yml")
