@@ -75,6 +75,8 @@ class Service:
         self._crash_point = crash_point
         self._path = path
         self._notify = notify
+        self._build = build
+        self._crash_point = crash_point
         self._stopping = asyncio.Event()
         self._journal_is_open = False
 
