@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -77,8 +77,10 @@ class DirectDaemon:
         pid_file: Path = Path("/var/run/docker.pid"),
         log_file: Path = Path("/var/log/dockerd.log"),
         command: Sequence[str] = ("dockerd", "--live-restore"),
+        containerd_pid_file: Path = Path("/var/run/docker/containerd/containerd.pid"),
     ) -> None:
         self._pid_file = pid_file
+        self._containerd_pid_file = containerd_pid_file
         self._log_file = log_file
         self._command = tuple(command)
         self._child: subprocess.Popen[bytes] | None = None
@@ -88,15 +90,21 @@ class DirectDaemon:
             return
         # dockerd refuses to start when its pid file names a process that exists, whatever process that is.
         self._pid_file.unlink(missing_ok=True)
+        # Its containerd dies with it, and it takes one that nobody has reaped yet for one that runs: it then waits
+        # 15 s for an answer, and gives up.
+        if self._containerd_pid() is None:
+            self._containerd_pid_file.unlink(missing_ok=True)
         self._child = self._spawn()
         log.info("dockerd.started", pid=self._child.pid)
 
     async def restart_hard(self) -> None:
-        pid = self._running_pid()
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            await self._gone(pid)
+        # Where dockerd hangs because its containerd does, only a new one of both helps; the shims stay.
+        for find in (self._running_pid, self._containerd_pid):
+            pid = find()
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                await self._gone(pid, find)
         await self.start()
 
     def pid(self) -> int | None:
@@ -112,29 +120,29 @@ class DirectDaemon:
         except OSError as error:
             raise DaemonError(f"{self._command[0]} cannot be started: {error.strerror}") from None
 
-    async def _gone(self, pid: int) -> None:
+    async def _gone(self, pid: int, find: Callable[[], int | None]) -> None:
         try:
             async with asyncio.timeout(GONE_SECONDS):
-                while self._is_daemon(pid):  # noqa: ASYNC110 - the end of a process that is not our child has no event
+                while find() == pid:  # noqa: ASYNC110 - the end of a process that is not our child has no event
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            raise DaemonError(f"dockerd ({pid}) is still there {GONE_SECONDS:g} s after SIGKILL") from None
+            raise DaemonError(f"process {pid} is still there {GONE_SECONDS:g} s after SIGKILL") from None
 
     def _running_pid(self) -> int | None:
         if self._child is not None and self._child.poll() is None:
             return self._child.pid
-        try:
-            pid = int(self._pid_file.read_text().strip())
-        except (OSError, ValueError):
-            return None
-        return pid if self._is_daemon(pid) else None
+        return _pid_of(self._pid_file, os.path.basename(self._command[0]))
 
-    def _is_daemon(self, pid: int) -> bool:
-        """Whether the process exists, is no zombie, and is a daemon of this kind rather than a reuse of its number."""
-        if self._child is not None and self._child.pid == pid:
-            return self._child.poll() is None
-        try:
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            return False
-        return os.path.basename(arguments[0]) == os.path.basename(self._command[0]).encode()
+    def _containerd_pid(self) -> int | None:
+        return _pid_of(self._containerd_pid_file, "containerd")
+
+
+def _pid_of(pid_file: Path, program: str) -> int | None:
+    """The process that the file names, when it exists, is no zombie (those have no command line), and is that program
+    rather than a reuse of its number."""
+    try:
+        pid = int(pid_file.read_text().strip())
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.path.basename(arguments[0]) == program.encode() else None

@@ -88,9 +88,8 @@ def _wait(state: WatchState, engine: EngineState, reason: str, policy: WatchPoli
 def _remedy(state: WatchState, probe: Probe, now: float, policy: WatchPolicy) -> WatchDecision:
     # A refused connection may be a daemon that is alive but never got as far as listening; where a plain start did
     # not help, it is killed.
-    hard = probe is Probe.SILENT or (
-        state.engine in (EngineState.STARTING, EngineState.BACKING_OFF) and state.starts > 0
-    )
+    start_did_not_help = state.grace_until > 0.0
+    hard = probe is Probe.SILENT or start_did_not_help
     after = replace(
         state,
         engine=EngineState.HUNG if probe is Probe.SILENT else EngineState.DOWN,

@@ -37,7 +37,9 @@ class OwnDocker:
         self.socket = directory / "docker.sock"
         self.pid_file = directory / "docker.pid"
         self.log_file = directory / "dockerd.log"
-        self.daemon = DirectDaemon(self.pid_file, self.log_file, self._command())
+        self.daemon = DirectDaemon(
+            self.pid_file, self.log_file, self._command(), directory / "exec" / "containerd" / "containerd.pid"
+        )
 
     def _command(self) -> tuple[str, ...]:
         return (
