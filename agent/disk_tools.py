@@ -153,9 +153,11 @@ class DiskTools:
                 pass  # xfs replays its log when it is mounted, and refuses by itself what is corrupt
 
     async def _format(self, disk: DiskSpec, device: str) -> None:
-        """Without any force option: mkfs's own look at the device is one more guard."""
+        """Without any force option: mkfs's own look at the device is one more guard. Half a file system is neither
+        blank nor sound, so an agent that ends leaves mkfs running; the next finds the device in use until it is done.
+        """
         argv = ["mkfs.ext4", "-q", "-m", "1", device] if disk.filesystem == "ext4" else ["mkfs.xfs", "-q", device]
-        await subprocesses.run(argv, FORMAT_SECONDS)
+        await subprocesses.run(argv, FORMAT_SECONDS, outlives=True)
         log.info("disk.formatted", disk=disk.name, cid=disk.cid, device=device, filesystem=disk.filesystem)
 
     async def _check(self, device: str) -> None:
@@ -175,14 +177,14 @@ class DiskTools:
             forced = await subprocesses.run(["e2fsck", "-f", "-p", device], CHECK_SECONDS, ok=None)
             if disk_safety.decide_check(forced.status) is CheckVerdict.NEEDS_PERSON:
                 raise DiskRefused(f"e2fsck -f -p {device} ended with {forced.status}: {forced.said}; repair it by hand")
-            await subprocesses.run(["resize2fs", device], FORMAT_SECONDS)
+            await subprocesses.run(["resize2fs", device], FORMAT_SECONDS, outlives=True)
             log.info("disk.grown", device=device)
 
     async def _grow_mounted(self, disk: DiskSpec, device: str) -> None:
         if disk.filesystem == "xfs":
             await subprocesses.run(["xfs_growfs", self.directory(disk)], MOUNT_SECONDS)
         elif await _ext4_is_smaller(device):
-            await subprocesses.run(["resize2fs", device], FORMAT_SECONDS)
+            await subprocesses.run(["resize2fs", device], FORMAT_SECONDS, outlives=True)
             log.info("disk.grown", device=device, online=True)
 
     async def _accept_marker(self, disk: DiskSpec, instance: InstanceId, thread: LoneThread) -> None:

@@ -34,8 +34,11 @@ class CommandFailed(Exception):
     """The program is missing, ended with an unexpected status, or did not end in time. The text names it."""
 
 
-async def run(argv: Sequence[str], deadline_seconds: float, ok: tuple[int, ...] | None = (0,)) -> Finished:
-    """What the program said; CommandFailed when its status is not in `ok` (None: any status will do)."""
+async def run(
+    argv: Sequence[str], deadline_seconds: float, ok: tuple[int, ...] | None = (0,), outlives: bool = False
+) -> Finished:
+    """What the program said; CommandFailed when its status is not in `ok` (None: any status will do). `outlives`: goes
+    on when the agent ends meanwhile, because cutting it in the middle would do harm."""
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -54,7 +57,8 @@ async def run(argv: Sequence[str], deadline_seconds: float, ok: tuple[int, ...] 
         await _kill(process)
         raise CommandFailed(f"{shlex.join(argv)} did not end within {deadline_seconds:g} s") from None
     except asyncio.CancelledError:
-        await _kill(process)
+        if not outlives:
+            await _kill(process)
         raise
     finished = Finished(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
     if ok is not None and finished.status not in ok:
