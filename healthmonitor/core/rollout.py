@@ -244,6 +244,7 @@ class _Look:
             not self.is_healthy(group, instance)
             for group in self._deployment.manifest.groups
             for _, instance in self.places(group)
+            if instance not in self._instances or not self._instances[instance].ignore
         )
 
 
