@@ -13,6 +13,7 @@ from healthmonitor.core.yaml_places import Place, unknown
 from protocol.spec import Port
 
 RANGE_MAX = 1000
+PORTS_MAX = 1000
 _PORT = re.compile(r"(?P<first>\d{1,5})(?:-(?P<last>\d{1,5}))?")
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _SHORT = re.compile(
@@ -25,6 +26,9 @@ _MAC = re.compile(r"([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}")
 def read_ports(place: Place) -> list[tuple[Port, Place]]:
     ports: list[tuple[Port, Place]] = []
     for item in place.items('a list such as ["8080:80"]'):
+        if len(ports) > PORTS_MAX:
+            item.error(f"more than {PORTS_MAX} ports in one container; network_mode: host has them all")
+            break
         ports.extend((port, item) for port in (_long_port(item) if item.is_mapping else _short_port(item)))
     return ports
 
@@ -32,6 +36,9 @@ def read_ports(place: Place) -> list[tuple[Port, Place]]:
 def read_exposed(place: Place) -> list[Port]:
     ports: list[Port] = []
     for item in place.items('a list such as ["6379"]'):
+        if len(ports) > PORTS_MAX:
+            item.error(f"more than {PORTS_MAX} ports in one container")
+            break
         number, _, protocol = item.text("a port").partition("/")
         first, last = _range(item, number)
         if first:

@@ -22,7 +22,10 @@ from healthmonitor.core.interpolation import BadVariable, interpolate
 TEXT_MAX_BYTES = 1024 * 1024
 DEPTH_MAX = 40
 NODES_MAX = 100_000
-ERRORS_MAX = 200
+KEY_MAX_CHARACTERS = 200
+MESSAGE_MAX_CHARACTERS = 500
+ERRORS_MAX = 300
+"""Reading ends there: finding the nearest known word for each of a hundred thousand keys would take minutes."""
 
 Scalar = str | int | float | bool | None
 
@@ -52,10 +55,7 @@ class ManifestErrors(Exception):
         super().__init__(self.errors)
 
     def __str__(self) -> str:
-        lines = [str(error) for error in self.errors[:ERRORS_MAX]]
-        if len(self.errors) > ERRORS_MAX:
-            lines.append(f"… and {len(self.errors) - ERRORS_MAX} more")
-        return "\n".join(lines)
+        return "\n".join(str(error) for error in self.errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,14 @@ class Report:
     errors: list[ManifestError] = field(default_factory=list)
 
     def add(self, line: int, column: int, path: str, message: str, file: str = "") -> None:
+        """Raises ManifestErrors when there are so many that it is not worth reading on."""
+        if len(message) > MESSAGE_MAX_CHARACTERS:
+            half = MESSAGE_MAX_CHARACTERS // 2
+            message = f"{message[:half]} … {message[-half:]}"
         self.errors.append(ManifestError(file or self.file, line, column, path, message))
+        if len(self.errors) >= ERRORS_MAX:
+            last = ManifestError(self.file, line, column, "", f"reading ended here, after {ERRORS_MAX} errors")
+            raise ManifestErrors([*self.errors, last])
 
     def raise_if_any(self) -> None:
         if self.errors:
@@ -223,6 +230,9 @@ class _Composer:
             return None
         if node.value is None:
             self._report.add(*_at(event), "", "an empty key; expected a name")
+            return None
+        if len(node.text) > KEY_MAX_CHARACTERS:
+            self._report.add(*_at(event), "", f"a key of {len(node.text)} characters; at most {KEY_MAX_CHARACTERS}")
             return None
         return node.text
 

@@ -1,7 +1,8 @@
 """A node with its path and the report it complains to: typed readers for everything the YAML files hold.
 
-Law: a reader never raises. It returns the value, or reports where and what was expected and returns a harmless
-stand-in, so that one pass finds every error. Whoever builds values calls `report.raise_if_any()` before using them.
+Law: a reader never raises (but to end reading when the report is full). It returns the value, or reports where and
+what was expected and returns a harmless stand-in, so that one pass finds every error. Whoever builds values calls
+`report.raise_if_any()` before using them.
 """
 
 from __future__ import annotations

@@ -402,7 +402,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(configuration_module.TOP_KEYS), TREES, max_size=6))
 def test_no_structure_raises_anything_but_manifest_errors(document: dict[str, Any]) -> None:
     """Known keys with anything under them are read or refused."""
@@ -415,7 +415,7 @@ def test_no_structure_raises_anything_but_manifest_errors(document: dict[str, An
     assert text.startswith("c.yml:")
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.one_of(st.binary(max_size=100), st.text(max_size=100)))
 def test_no_text_raises_anything_but_manifest_errors(text: bytes | str) -> None:
     """Random bytes and text are no configuration."""

@@ -178,7 +178,7 @@ def test_every_key_is_documented() -> None:
     assert documented == known
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200)))
 @example(b"\xff\xfe")
 @example("\ud800")
@@ -227,7 +227,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(compose.KEYS), TREES, max_size=6), st.dictionaries(KEYS, TREES, max_size=4))
 def test_no_structure_raises_anything_but_manifest_errors(container: dict[str, Any], group: dict[str, Any]) -> None:
     """Known keys with anything under them are read or refused."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, UpdatePolicy, VmSize
@@ -287,6 +287,7 @@ GROUPS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(GROUPS, GROUPS)
 def test_the_plan_is_what_the_change_makes(before: InstanceGroup, after: InstanceGroup) -> None:
     """Whatever the two manifests: creations, changes and deletions shown are the records made; then nothing is left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from healthmonitor.core import units
@@ -76,18 +76,21 @@ def test_what_is_no_share_is_refused(text: str) -> None:
         units.share(text)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 366 * 86400))
 def test_whole_seconds_survive_being_written(seconds: int) -> None:
     """What is shown to people can be written into a file and means the same."""
     assert units.duration_seconds(units.duration_text(float(seconds))) == seconds
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**40))
 def test_sizes_survive_being_written(mib: int) -> None:
     """What is shown to people can be written into a file and means the same."""
     assert units.size_mib(units.size_text(mib)) == mib
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but ValueError comes out."""
