@@ -452,12 +452,18 @@ async def test_a_host_path_that_is_not_there_is_an_error(agent: Agent, tmp_path:
 
 async def test_containers_find_each_other_by_name(agent: Agent) -> None:
     """On the instance's own network a container reaches another by its name."""
-    server = container("server", network_mode="", command=("nc", "-lk", "-p", "80", "-e", "cat"))
+    server = container("server", network_mode="", command=("sh", "-c", "while true; do echo hello | nc -l -p 80; done"))
     client = container("client", network_mode="", command=SLEEP)
     agent.supervisor.set_desired(instance(server, client))
     await agent.until_settled()
-    said = agent.docker.docker("exec", "client", "sh", "-c", "echo hello | nc -w 2 server 80", check=False)
-    assert said.stdout == b"hello\n", said
+    # The server listens a moment after it counts as running.
+    await until(
+        lambda: (
+            agent.docker.docker("exec", "client", "nc", "-w", "2", "server", "80", check=False).stdout == b"hello\n"
+        ),
+        10,
+        "an answer from `server`",
+    )
 
 
 async def test_a_restart_by_a_persons_word_takes_dependents_along(agent: Agent) -> None:

@@ -102,7 +102,7 @@ class OwnDocker:
         if pid is not None:
             os.kill(pid, signal.SIGCONT)
             os.kill(pid, signal.SIGTERM)
-            _wait_gone(pid, 10.0)
+            _wait_gone(self.daemon, 10.0)
         for pid in self._pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -155,9 +155,7 @@ def _root_file_system(marker: str) -> bytes:
     return buffer.getvalue()
 
 
-def _wait_gone(pid: int, seconds: float) -> None:
+def _wait_gone(daemon: DirectDaemon, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    while daemon.pid() is not None and time.monotonic() < deadline:
         time.sleep(0.05)
