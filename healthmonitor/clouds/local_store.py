@@ -93,9 +93,10 @@ class LocalStore:
         return self._root / "disks" / f"{disk}.raw"
 
     @asynccontextmanager
-    async def locked(self, name: str, timeout_seconds: float) -> AsyncIterator[None]:
+    async def locked(self, name: str, timeout_seconds: float, directory: Path | None = None) -> AsyncIterator[None]:
         """Only one holder at a time, of whatever process; ended with the process. CloudUnavailable when not in time."""
-        descriptor = os.open(self._root / "locks" / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        place = directory or self._root / "locks"
+        descriptor = os.open(place / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             deadline = asyncio.get_running_loop().time() + timeout_seconds
             while True:

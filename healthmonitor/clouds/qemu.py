@@ -345,6 +345,7 @@ class QemuCloud:
         directory = self._store.vm_directory(vm)
         if not qemu_process.is_held(directory / "running.lock"):
             return []
+        before = [process.pid for process in qemu_process.find(directory / "qemu.pid")]
         try:
             async with qmp.connect(directory / CONTROL_SOCKET, QUIT_SECONDS) as machine:
                 await machine.execute("quit", timeout_seconds=QUIT_SECONDS)
@@ -354,7 +355,7 @@ class QemuCloud:
         if ended is None:
             pids = ", ".join(str(process.pid) for process in qemu_process.find(directory / "qemu.pid")) or "unknown"
             raise CloudUnavailable(f"process {pids} of {vm} did not end within {KILL_SECONDS:g} s of SIGKILL")
-        return ended
+        return before or ended
 
     def _evidence(self, vm: VmCid, ended: list[int]) -> str:
         """One sentence, from what the kernel says now. CloudUnavailable when that is no proof."""

@@ -78,7 +78,7 @@ class Templates:
     async def build(self, machine: Machine, stemcell: Stemcell, progress: Progress) -> Template:
         """The template, made now unless it is there. One builds, others wait for it."""
         key = self.key(machine, stemcell)
-        async with self._store.locked(f"template-{key}", BOOT_SECONDS + SAVE_SECONDS):
+        async with self._store.locked(key, BOOT_SECONDS + SAVE_SECONDS, self._store.templates):
             known = self.find(machine, stemcell)
             if known is not None:
                 progress("warm template is there", 1.0)

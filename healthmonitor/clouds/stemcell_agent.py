@@ -44,11 +44,12 @@ def payload(cache: Path, wheel: Path | None = None) -> AgentPayload:
     units = {path.name: path.read_bytes() for path in sorted(_units_directory(project).glob("resurgam-agent*"))}
     if "resurgam-agent.service" not in units:
         raise BuildFailed(f"no resurgam-agent.service in {_units_directory(project)}")
-    hashed = hashlib.sha256(requirements.encode())
+    version = metadata.version("resurgam")
+    hashed = hashlib.sha256(f"{version}\n{requirements}".encode())
     for name, content in [*sorted(sources.items()), *sorted(units.items())]:
         hashed.update(f"{name}\0{len(content)}\0".encode())
         hashed.update(content)
-    return AgentPayload(hashed.hexdigest()[:16], libraries, sources, units, metadata.version("resurgam"))
+    return AgentPayload(hashed.hexdigest()[:16], libraries, sources, units, version)
 
 
 def _built_contents(project: Path) -> dict[str, bytes]:

@@ -154,6 +154,9 @@ def _install_agent(root: Path, agent: stemcell_agent.AgentPayload) -> None:
     shutil.copytree(agent.libraries, library)
     for name, content in agent.sources.items():
         _made(library / name).write_bytes(content)
+    # What the agent reads its own version from. The wheel's has the readme in it, and would differ with every word.
+    described = f"Metadata-Version: 2.1\nName: resurgam\nVersion: {agent.version}\n"
+    _made(library / f"resurgam-{agent.version}.dist-info" / "METADATA").write_text(described)
     for name, content in agent.units.items():
         _made(root / "usr/lib/systemd/system" / name).write_bytes(content)
     (library / "resurgam-agent.py").write_text(LAUNCHER_MODULE)
