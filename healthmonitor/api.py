@@ -30,7 +30,7 @@ from healthmonitor import api_views as views
 from healthmonitor.api_errors import ApiError, Endpoint, guarded, reply
 from healthmonitor.core.judgement import FleetView, Judgement, Verdict
 from healthmonitor.core.manifest import Manifest
-from healthmonitor.core.records import Step
+from healthmonitor.core.records import InstanceRecord, Step
 from healthmonitor.journal import Journal
 from healthmonitor.operator_actions import Answer, Leader, ManifestUpload, NotFound, OperatorActions, Person
 from healthmonitor.version import VERSION
@@ -186,11 +186,10 @@ class Api:
         return JSONResponse({**view, "manifest": record.manifest_text})
 
     async def _instance(self, request: Request) -> Response:
-        instance = _instance_of(request)
-        found = next((view for view in self._instance_views() if view["instance"] == instance), None)
-        if found is None:
-            raise NotFound(f"there is no instance {instance!r}")
-        return JSONResponse(found)
+        record = self._parts.journal.instance(_instance_of(request))
+        if record is None:
+            raise NotFound(f"there is no instance {_instance_of(request)!r}")
+        return JSONResponse(self._instance_view(record))
 
     async def _logs(self, request: Request) -> Response:
         lines = _whole(request, "lines", 100, 1, 10_000)
@@ -320,16 +319,16 @@ class Api:
         return {"plan": self._parts.manifests.plan(manifest), "revision": before.revision if before is not None else 0}
 
     def _instance_views(self) -> list[dict[str, Any]]:
-        fleet, journal = self._parts.fleet, self._parts.journal
-        listed = []
-        for record in sorted(
-            journal.instances().values(), key=lambda item: (item.deployment, item.group.name, item.index)
-        ):
-            agent = record.vm.agent_id if record.vm is not None else None
-            verdict = Verdict.UNHEARD if agent is None else fleet.verdict(agent)
-            heartbeat = None if agent is None else fleet.last_heartbeat(agent)
-            listed.append(views.instance_view(record, verdict, heartbeat, journal.operation(record.instance)))
-        return listed
+        records = self._parts.journal.instances().values()
+        ordered = sorted(records, key=lambda item: (item.deployment, item.group.name, item.index))
+        return [self._instance_view(record) for record in ordered]
+
+    def _instance_view(self, record: InstanceRecord) -> dict[str, Any]:
+        fleet = self._parts.fleet
+        agent = record.vm.agent_id if record.vm is not None else None
+        verdict = Verdict.UNHEARD if agent is None else fleet.verdict(agent)
+        heartbeat = None if agent is None else fleet.last_heartbeat(agent)
+        return views.instance_view(record, verdict, heartbeat, self._parts.journal.operation(record.instance))
 
     def _deployment_views(self, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
         records = sorted(self._parts.journal.deployments().values(), key=lambda record: record.name)
@@ -362,12 +361,14 @@ class Api:
         return call
 
     def _role(self, request: Request) -> Role | None:
+        """None: not known. With no token configured (possible on loopback only), people on this machine are admins."""
+        tokens = self._parts.tokens()
+        if not tokens:
+            return Role.ADMIN if _is_local(request) else None
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            return None
         found: Role | None = None
-        for known, role in self._parts.tokens().items():
-            if known and hmac.compare_digest(known.encode(), token.strip().encode()):
+        for known, role in tokens.items():
+            if scheme.lower() == "bearer" and hmac.compare_digest(known.encode(), token.strip().encode()):
                 found = role
         return found
 
