@@ -81,6 +81,13 @@ def test_every_key_of_a_manifest_is_read() -> None:
     assert db.containers[0].networks == ("front", "back")
 
 
+def test_a_container_whose_name_looks_like_an_extension_is_a_container() -> None:
+    """`x-` is passed over among keys, never among names: x-ray would be missed."""
+    assert [
+        one.name for one in only_group(FULL.replace("      app:\n        <<", "      x-ray:\n        <<")).containers
+    ] == ["x-ray"]
+
+
 def test_a_manifest_survives_being_written_down() -> None:
     """What the journal stores and reads back is equal to what was parsed."""
     manifest = parse_manifest(FULL, "m.yml").manifest
