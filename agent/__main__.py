@@ -27,7 +27,7 @@ from agent.desired_state import DesiredState, Seen
 from agent.disk_keeper import DiskKeeper, KnownDisks
 from agent.disk_tools import DiskTools
 from agent.docker import DockerEngine
-from agent.dockerd import DirectDaemon, docker_daemon
+from agent.dockerd import DirectDaemon, DockerDaemon, docker_daemon
 from agent.engine import Engine
 from agent.logging_setup import set_up_logging
 from agent.oom import CgroupOomCounters
@@ -105,7 +105,7 @@ async def _agent(options: Options, notify: SystemdNotify) -> None:
     copy = store.document("settings", AgentSettings)
     found = await settings_sources.find(sources, copy)
     engine = DockerEngine(options.docker_socket, found.settings.registry_auth)
-    supervisor = _supervisor(engine, store)
+    supervisor = _supervisor(engine, store, _daemon(options))
 
     async def load_images() -> None:
         if preload.image_files(options.images_directory):
@@ -198,7 +198,8 @@ async def _stop_containers(options: Options) -> None:
     if held is None or held.spec is None:
         log.info("stop_containers.nothing", reason="this VM holds no specification")
         return
-    supervisor = _supervisor(DockerEngine(options.docker_socket), store, daemon=_NoDaemon())
+    daemon = _LeaveDaemon("the VM shuts down")
+    supervisor = _supervisor(DockerEngine(options.docker_socket), store, daemon)
     supervisor.set_desired(dataclasses.replace(held.spec, wanted=Wanted.STOPPED))
     running = asyncio.create_task(supervisor.run(), name="supervisor")
     draining = asyncio.create_task(supervisor.drain(options.deadline_seconds), name="drain")
@@ -209,14 +210,23 @@ async def _stop_containers(options: Options) -> None:
     await asyncio.gather(running, draining, return_exceptions=True)
 
 
-class _NoDaemon:
-    """While the VM shuts down nobody starts Docker again."""
+class _LeaveDaemon:
+    """Starts no engine: while the VM shuts down, and where the engine is somebody else's."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
 
     async def start(self) -> None:
-        log.info("stop_containers.engine_not_started")
+        log.warning("engine.not_started", reason=self._reason)
 
     async def restart_hard(self) -> None:
-        log.info("stop_containers.engine_not_restarted")
+        log.warning("engine.not_restarted", reason=self._reason)
+
+
+def _daemon(options: Options) -> DockerDaemon:
+    if options.docker_socket != DOCKER_SOCKET:
+        return _LeaveDaemon(f"the engine at {options.docker_socket} is not this VM's own")
+    return docker_daemon(DirectDaemon())
 
 
 class _Notes:
@@ -232,10 +242,10 @@ class _Notes:
         self._document.save(notes)
 
 
-def _supervisor(engine: Engine, store: Store, daemon: Any = None) -> Supervisor:
+def _supervisor(engine: Engine, store: Store, daemon: DockerDaemon) -> Supervisor:
     return Supervisor(
         engine=engine,
-        daemon=daemon or docker_daemon(DirectDaemon()),
+        daemon=daemon,
         oom=CgroupOomCounters(),
         notes_store=_Notes(store.document("notes", dict[str, Any])),
         prepare_mounts=mount_directories.prepare,
