@@ -26,6 +26,8 @@ from healthmonitor.steps.context import StepContext
 from protocol.ids import VmCid
 
 _DRAIN_TRIES = 3
+_CONFIRMED_SECONDS = 1.0
+"""How long a confirmation holds good."""
 _UNKNOWN = VmObservation(Power.UNKNOWN, "the cloud did not say")
 
 
@@ -99,6 +101,12 @@ async def _observe(context: StepContext, vm: VmBinding) -> VmObservation:
 
 
 async def guard(context: StepContext) -> Outcome:
+    """Admission; and when the VM was confirmed missing a while ago (it was held back, or another monitor takes over),
+    it is asked once more before, because it may have come back meanwhile."""
+    if context.tools.unix_time() - context.operation.step_started_at > _CONFIRMED_SECONDS:
+        confirmed = await confirm(context)
+        if not isinstance(confirmed, Done):
+            return confirmed
     return await context.present.admission(context.operation)
 
 
