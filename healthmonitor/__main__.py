@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from healthmonitor.api_server import AddressInUse
+from healthmonitor.clouds.registry import option_errors
 from healthmonitor.configuration_file import LoadedConfiguration, load_configuration
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.service import Service
@@ -33,6 +34,12 @@ def main() -> None:
         loaded = load_configuration(arguments.config)
     except ManifestErrors as errors:
         print(errors, file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+    wrong = [
+        error for cloud in loaded.configuration.clouds.values() for error in option_errors(cloud, str(arguments.config))
+    ]
+    if wrong:
+        print(ManifestErrors(wrong), file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION)
     if arguments.check:
         print(f"{arguments.config} is right")

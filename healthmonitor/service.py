@@ -67,15 +67,17 @@ class Service:
         loaded: LoadedConfiguration,
         path: Path,
         notify: SystemdNotify,
-        build: Callable[[CloudConfiguration], Cloud] = build_cloud,
+        build: Callable[[CloudConfiguration], Cloud] | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._loaded = loaded
-        self._build = build
+        state = Path(loaded.configuration.state_dir)
+        self._build = build or (lambda cloud: build_cloud(cloud, state))
         self._crash_point = crash_point
         self._path = path
         self._notify = notify
-        self._build = build
+        state = Path(loaded.configuration.state_dir)
+        self._build = build or (lambda cloud: build_cloud(cloud, state))
         self._crash_point = crash_point
         self._stopping = asyncio.Event()
         self._journal_is_open = False
@@ -249,11 +251,20 @@ class Service:
 
     def _stemcells(self) -> Mapping[str, Collection[str]]:
         """Of the clouds whose stemcells lie on this machine; others know only themselves."""
+        state = Path(self.configuration.state_dir)
         return {
-            name: [stemcell.manifest.name for stemcell in stored(Path(str(cloud.options["stemcells"])))]
+            name: [stemcell.manifest.name for stemcell in stored(stemcell_directory(cloud, state))]
             for name, cloud in self.configuration.clouds.items()
-            if "stemcells" in cloud.options
+            if cloud.provider in LOCAL_PROVIDERS
         }
+
+
+LOCAL_PROVIDERS = frozenset({"qemu", "docker"})
+"""Those whose VMs and stemcells lie on the monitor's own machine."""
+
+
+def stemcell_directory(cloud: CloudConfiguration, state: Path) -> Path:
+    return Path(str(cloud.options.get("stemcells") or state / "stemcells"))
 
 
 def new_id() -> str:

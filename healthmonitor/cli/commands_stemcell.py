@@ -21,14 +21,15 @@ from healthmonitor.cli.screen import Screen
 from healthmonitor.cli.session import Session, session_of
 from healthmonitor.clouds import stemcell_build
 from healthmonitor.clouds.build_tools import BuildFailed
-from healthmonitor.clouds.cloud import CloudError
+from healthmonitor.clouds.cloud import Cloud, CloudError
 from healthmonitor.clouds.qemu import QemuCloud
 from healthmonitor.clouds.registry import build_cloud
 from healthmonitor.clouds.stemcell import stored
 from healthmonitor.configuration_file import load_configuration
-from healthmonitor.core.configuration import CloudConfiguration
+from healthmonitor.core.configuration import Configuration
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.core.units import size_mib
+from healthmonitor.service import LOCAL_PROVIDERS, stemcell_directory
 
 stemcell = typer.Typer(help="The images that VMs are made from.", no_args_is_help=True)
 
@@ -68,7 +69,7 @@ def warm(
 ) -> None:
     """Make a warm template: new VMs of this size start in a second instead of booting."""
     session = session_of(context)
-    built = build_cloud(_qemu_of(session, cloud))
+    built = _qemu_of(session, cloud)
     if not isinstance(built, QemuCloud):
         raise CliFailure(f"cloud {cloud} makes no warm templates", ExitCode.USAGE)
     try:
@@ -171,31 +172,35 @@ def _failures() -> Iterator[None]:
         raise CliFailure(str(error)) from None
 
 
-def clouds_of(session: Session) -> dict[str, CloudConfiguration]:
-    """The clouds of the site's configuration; CliFailure when there is no site."""
+def _configuration_of(session: Session) -> Configuration:
+    """The site's configuration; CliFailure when there is no site on this machine."""
     directory = session.place.directory
     path = None if directory is None else directory / "healthmonitor.yml"
     if path is None or not path.is_file():
         raise CliFailure("the site's configuration is not on this machine", ExitCode.USAGE, "name a directory: --into")
     try:
-        loaded = load_configuration(path)
+        return load_configuration(path).configuration
     except ManifestErrors as errors:
         lines = tuple(str(errors).splitlines())
         raise CliFailure(f"{path} is not right", ExitCode.USAGE, "correct it", lines) from None
-    return {str(name): cloud for name, cloud in loaded.configuration.clouds.items()}
 
 
 def _stemcells_of(session: Session) -> Path:
-    named = {str(cloud.options["stemcells"]) for cloud in clouds_of(session).values() if "stemcells" in cloud.options}
+    configuration = _configuration_of(session)
+    state = Path(configuration.state_dir)
+    named = {
+        stemcell_directory(cloud, state) for cloud in configuration.clouds.values() if cloud.provider in LOCAL_PROVIDERS
+    }
     if len(named) != 1:
         raise CliFailure("which directory of stemcells is meant?", ExitCode.USAGE, "name it: --into DIRECTORY")
-    return Path(named.pop())
+    return named.pop()
 
 
-def _qemu_of(session: Session, name: str) -> CloudConfiguration:
-    found = {key: cloud for key, cloud in clouds_of(session).items() if cloud.provider == "qemu"}
+def _qemu_of(session: Session, name: str) -> Cloud:
+    configuration = _configuration_of(session)
+    found = {str(key): cloud for key, cloud in configuration.clouds.items() if cloud.provider == "qemu"}
     if name:
         found = {key: cloud for key, cloud in found.items() if key == name}
     if len(found) != 1:
         raise CliFailure(f"clouds of qemu: {', '.join(found) or 'none'}", ExitCode.USAGE, "name one: --cloud NAME")
-    return next(iter(found.values()))
+    return build_cloud(next(iter(found.values())), Path(configuration.state_dir))

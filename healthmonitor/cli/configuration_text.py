@@ -22,6 +22,7 @@ def local_site(
     return f"""# Written by `resurgam up`. Yours to change; SIGHUP applies most keys, a restart all of them.
 # Every key is explained in docs/configuration.md.
 preset: {preset}
+state_dir: {_quoted(token_file.parent)}
 
 {_bus(nats)}
 http:

@@ -14,13 +14,12 @@ from typing import TypeVar
 
 from healthmonitor.cli.failures import CliFailure, ExitCode
 from healthmonitor.clouds.cloud import Cloud, CloudError, Power, Unfenced, VmSummary
-from healthmonitor.clouds.registry import build_cloud
+from healthmonitor.clouds.registry import build_cloud, option_errors
 from healthmonitor.configuration_file import load_configuration
 from healthmonitor.core.located_yaml import ManifestErrors
+from healthmonitor.service import LOCAL_PROVIDERS
 
 T = TypeVar("T")
-
-LOCAL_PROVIDERS = frozenset({"qemu", "docker"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +49,17 @@ async def _in_clouds(configuration: Path, work: Callable[[str, Cloud], Awaitable
     """What `work` gave for each cloud on this machine; CliFailure in the cloud's own words."""
     try:
         loaded = load_configuration(configuration)
-    except ManifestErrors as errors:
-        lines = tuple(str(errors).splitlines())
+        for options in loaded.configuration.clouds.values():
+            if errors := option_errors(options, str(configuration)):
+                raise ManifestErrors(errors)
+    except ManifestErrors as wrong:
+        lines = tuple(str(wrong).splitlines())
         raise CliFailure(f"{configuration} is not right", ExitCode.USAGE, "correct it", lines) from None
     found: list[T] = []
     for name, options in loaded.configuration.clouds.items():
         if options.provider not in LOCAL_PROVIDERS:
             continue
-        cloud = build_cloud(options)
+        cloud = build_cloud(options, Path(loaded.configuration.state_dir))
         try:
             found += await work(name, cloud)
         except CloudError as error:
