@@ -11,9 +11,11 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +39,7 @@ class OwnDocker:
         self.socket = directory / "docker.sock"
         self.pid_file = directory / "docker.pid"
         self.log_file = directory / "dockerd.log"
+        self._held_ports: list[socket.socket] = []
         self.daemon = DirectDaemon(
             self.pid_file, self.log_file, self._command(), directory / "exec" / "containerd" / "containerd.pid"
         )
@@ -85,6 +88,25 @@ class OwnDocker:
         for image in (IMAGE, SECOND_IMAGE):
             self.docker("import", "-c", "ENV PATH=/bin", "-", image, stdin=_root_file_system(image))
 
+    def kill_daemon(self) -> None:
+        """SIGKILL, and gone when this returns."""
+        pid = self.daemon.pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            _wait_gone(self.daemon, 10.0)
+
+    def hold_port(self, number: int) -> None:
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("0.0.0.0", number))
+        holder.listen()
+        self._held_ports.append(holder)
+
+    def release_ports(self) -> None:
+        for holder in self._held_ports:
+            holder.close()
+        self._held_ports.clear()
+
     def remove_all(self) -> None:
         """Every container and every network that a test made."""
         found = self.docker("ps", "-aq").stdout.decode().split()
@@ -129,7 +151,11 @@ def own_docker() -> Iterator[OwnDocker]:
         pytest.skip("needs dockerd, busybox and root")
     docker = OwnDocker(Path(tempfile.mkdtemp(prefix="rsg-", dir="/tmp")))
     try:
-        asyncio.run(docker.start())
+        # In a thread, because a fixture may be set up while a loop runs.
+        starter = threading.Thread(target=lambda: asyncio.run(docker.start()))
+        starter.start()
+        starter.join()
+        docker.wait_until_up()
         docker.make_images()
         yield docker
     finally:
