@@ -25,7 +25,8 @@ from protocol.ids import CloudName, is_token
 DEFAULT_LISTEN = ("127.0.0.1", 25923)
 DEFAULT_BUS_URL = "nats://127.0.0.1:4222"
 DEFAULT_STATE_DIRECTORY = "/var/lib/resurgam"
-PROVIDERS = ("qemu", "docker", "aws", "openstack", "vsphere", "gce", "cloudstack", "vcloud", "bosh_cpi")
+PROVIDERS = ("qemu", "docker")
+"""Those of `healthmonitor/clouds/registry.py`; a test keeps the two equal."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,23 @@
 """Instances as they are and the manifest wanted → what would change, shown before it is made.
 
-Law: the plan and the change come from the same comparison (`change_of`), so what was shown is what happens. Nothing
-here destroys data: a disk that is no longer named is kept and said to be; a disk is never made smaller.
+Law: what is shown is what the rollout does (a test holds the two together). Nothing here destroys data: a disk that is
+no longer named is kept and said to be; a disk is never made smaller.
 
 Does not know: in which order and how fast instances change (rollout), how a change is carried out (operation).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from healthmonitor.core.differences import container_differences, mapping_differences, shown
-from healthmonitor.core.keys import disk_key
-from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, VmSize
-from healthmonitor.core.records import DiskBinding, InstanceRecord, OperationKind
+from healthmonitor.core.manifest import InstanceGroup, Manifest, VmSize
+from healthmonitor.core.records import InstanceRecord, OperationKind
 from healthmonitor.core.units import size_text
-from protocol.ids import ContainerName, DeploymentName, DiskName, InstanceId, Revision, instance_id
+from protocol.ids import ContainerName, DeploymentName, DiskName, InstanceId, instance_id
 from protocol.spec import ContainerSpec, spec_hash
 
 
@@ -155,46 +154,6 @@ def to_plain(plan: Plan) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class DesiredInstances:
-    """Records as they are to become. `unchanged` carry the new deployment revision, and parts of the group that no
-    agent is told (the update policy, whether it is resurrected)."""
-
-    new: tuple[InstanceRecord, ...]
-    changed: tuple[InstanceRecord, ...]
-    removed: tuple[InstanceRecord, ...]
-    unchanged: tuple[InstanceRecord, ...]
-    orphaned_disks: tuple[tuple[InstanceId, DiskBinding], ...] = ()
-
-
-def desired_instances(
-    manifest: Manifest, existing: Sequence[InstanceRecord], deployment_revision: Revision
-) -> DesiredInstances:
-    """`changed` have a new revision of their specification; what has to be done for each says `operation_kind`."""
-    records = {record.instance: record for record in existing}
-    new: list[InstanceRecord] = []
-    changed: list[InstanceRecord] = []
-    unchanged: list[InstanceRecord] = []
-    orphaned: list[tuple[InstanceId, DiskBinding]] = []
-    for group in manifest.groups:
-        for index in range(group.instances):
-            name = instance_id(manifest.name, group.name, index)
-            record = records.pop(name, None)
-            if record is None:
-                new.append(_new_record(manifest.name, group, index, deployment_revision))
-                continue
-            moved = replace(record, group=group, deployment_revision=deployment_revision)
-            change = change_of(name, record.group, group)
-            if change is None:
-                unchanged.append(moved)
-                continue
-            orphaned.extend((name, disk) for disk in record.disks if disk.name in change.orphaned_disks)
-            disks = moved_disks(name, record.disks, group.disks)
-            changed.append(replace(moved, revision=Revision(record.revision + 1), disks=disks))
-    removed = tuple(replace(record, deleting=True) for record in records.values())
-    return DesiredInstances(tuple(new), tuple(changed), removed, tuple(unchanged), tuple(orphaned))
-
-
 def operation_kind(before: InstanceGroup, after: InstanceGroup) -> OperationKind | None:
     """What moves an instance from one group to the other; None: nothing has to be done on its VM."""
     change = change_of(InstanceId(""), before, after)
@@ -261,40 +220,6 @@ def refusals_of(instance: InstanceId, before: InstanceGroup, after: InstanceGrou
             "declare a group of another name in the other cloud"
         )
     return tuple(refusals)
-
-
-def moved_disks(
-    instance: InstanceId, bindings: Iterable[DiskBinding], required: Iterable[DiskRequirement]
-) -> tuple[DiskBinding, ...]:
-    """The disks an instance is to have: those it has, at their new size, and new ones without a cid."""
-    have = {binding.name: binding for binding in bindings}
-    return tuple(
-        replace(
-            have[disk.name], size_mib=max(disk.size_mib, have[disk.name].size_mib), mount_options=disk.mount_options
-        )
-        if disk.name in have
-        else DiskBinding(
-            name=disk.name,
-            key=disk_key(instance, disk.name),
-            size_mib=disk.size_mib,
-            filesystem=disk.filesystem,
-            mount_options=disk.mount_options,
-        )
-        for disk in required
-    )
-
-
-def _new_record(name: DeploymentName, group: InstanceGroup, index: int, revision: Revision) -> InstanceRecord:
-    instance = instance_id(name, group.name, index)
-    return InstanceRecord(
-        instance=instance,
-        deployment=name,
-        index=index,
-        group=group,
-        deployment_revision=revision,
-        revision=Revision(1),
-        disks=moved_disks(instance, (), group.disks),
-    )
 
 
 def _creation(instance: InstanceId, group: InstanceGroup) -> InstanceChange:

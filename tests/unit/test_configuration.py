@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from healthmonitor.clouds import registry
 from healthmonitor.configuration_file import load_configuration
 from healthmonitor.core import configuration as configuration_module
 from healthmonitor.core.configuration import (
@@ -245,6 +246,11 @@ NOT_SETTABLE = {
     "resurrection": {"boot_look_seconds", "cloud_calls_max", "journal_refresh_seconds", "timings_max"},
 }
 """Limits of the inside, which no site needs to change."""
+
+
+def test_the_providers_that_may_be_named_are_those_there_are() -> None:
+    """The configuration accepts exactly what the registry can build."""
+    assert set(configuration_module.PROVIDERS) == set(registry.PROVIDERS)
 
 
 def test_every_limit_of_the_policy_has_its_key() -> None:

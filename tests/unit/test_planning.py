@@ -6,22 +6,42 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from healthmonitor.core import rollout
+from healthmonitor.core.keys import disk_key
 from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, UpdatePolicy, VmSize
 from healthmonitor.core.planning import (
     InstanceChange,
     Plan,
     Verb,
     change_of,
-    desired_instances,
     operation_kind,
     plan,
     to_plain,
 )
-from healthmonitor.core.records import DiskBinding, InstanceRecord, OperationKind
-from protocol.ids import CloudName, ContainerName, DeploymentName, DiskCid, DiskName, InstanceId, Revision
+from healthmonitor.core.records import (
+    DeploymentRecord,
+    DiskBinding,
+    InstanceRecord,
+    OperationKind,
+    RolloutState,
+    VmBinding,
+)
+from protocol.ids import (
+    AgentId,
+    CloudName,
+    ContainerName,
+    DeploymentName,
+    DiskCid,
+    DiskName,
+    Generation,
+    InstanceId,
+    Revision,
+    VmCid,
+    instance_id,
+)
 from protocol.spec import ContainerSpec, Dependency, OnIsolation, Restart
 
 REDIS, EXPORTER, DASHBOARD, OTHER = (ContainerName(name) for name in ("redis", "exporter", "dashboard", "other"))
@@ -50,11 +70,24 @@ def manifest(*groups: InstanceGroup) -> Manifest:
 
 
 def records(wanted: Manifest) -> tuple[InstanceRecord, ...]:
-    """As they are after a deployment: disks made."""
-    new = desired_instances(wanted, (), Revision(1)).new
+    """As they are after a deployment: VMs and disks made."""
     return tuple(
-        replace(record, disks=tuple(replace(disk, cid=DiskCid(f"d-{disk.name}")) for disk in record.disks))
-        for record in new
+        InstanceRecord(
+            instance=(name := instance_id(wanted.name, group.name, index)),
+            deployment=wanted.name,
+            index=index,
+            group=group,
+            deployment_revision=Revision(1),
+            revision=Revision(1),
+            generation=Generation(1),
+            vm=VmBinding(AgentId(f"a{index}"), Generation(1), f"k{index}", VmCid(f"vm-{index}")),
+            disks=tuple(
+                DiskBinding(disk.name, disk_key(name, disk.name), disk.size_mib, DiskCid(f"d-{disk.name}"))
+                for disk in group.disks
+            ),
+        )
+        for group in wanted.groups
+        for index in range(group.instances)
     )
 
 
@@ -129,12 +162,8 @@ def test_a_change_is_named_with_its_reason(after: InstanceGroup, verb: Verb, lin
     ],
 )
 def test_what_no_vm_is_told_changes_no_instance(after: InstanceGroup) -> None:
-    """The plan is empty; the records take the new group without a new revision of their specification."""
+    """The plan is empty."""
     assert planned(after).empty
-    before = records(manifest(GROUP))
-    desired = desired_instances(manifest(after), before, Revision(2))
-    assert desired.unchanged == tuple(replace(one, group=after, deployment_revision=Revision(2)) for one in before)
-    assert (desired.new, desired.changed, desired.removed) == ((), (), ())
 
 
 def test_dependents_restart_over_all_levels_unless_they_opted_out() -> None:
@@ -212,26 +241,6 @@ def test_the_summary_counts_what_is_interrupted() -> None:
     )
 
 
-def test_records_of_a_changed_group_keep_their_disks_and_count_up() -> None:
-    """A grown disk keeps its cid, a new one has none yet, a dropped one is given back as an orphan."""
-    logs = DiskName("logs")
-    before = records(manifest(replace(GROUP, disks=(*GROUP.disks, DiskRequirement(DiskName("old"), 64)))))
-    after = replace(GROUP, disks=(DiskRequirement(DATA, 2048), DiskRequirement(logs, 512)))
-    desired = desired_instances(manifest(after), before, Revision(2))
-    record = desired.changed[0]
-    assert record.revision == before[0].revision + 1
-    assert record.deployment_revision == 2
-    assert [(disk.name, disk.size_mib, disk.cid) for disk in record.disks] == [
-        ("data", 2048, "d-data"),
-        ("logs", 512, None),
-    ]
-    assert record.disks[1].key
-    assert [(name, disk.cid) for name, disk in desired.orphaned_disks] == [
-        ("shop/db/0", "d-old"),
-        ("shop/db/1", "d-old"),
-    ]
-
-
 def test_an_instance_left_alone_or_being_deleted_is_said_to_be() -> None:
     """Both are warnings: the plan does not silently count on them."""
     one, two = records(manifest(GROUP))
@@ -289,28 +298,29 @@ GROUPS = st.builds(
 
 @settings(deadline=None)
 @given(GROUPS, GROUPS)
-def test_the_plan_is_what_the_change_makes(before: InstanceGroup, after: InstanceGroup) -> None:
-    """Whatever the two manifests: creations, changes and deletions shown are the records made; then nothing is left."""
+def test_the_plan_shows_what_the_rollout_does(before: InstanceGroup, after: InstanceGroup) -> None:
+    """Whatever the two manifests: created, changed and deleted in the plan are the ones that a rollout without canaries
+    begins with, by the same kind of operation; a refused plan is never rolled out."""
     current = records(manifest(before))
     found = plan(current, manifest(before), manifest(after))
-    desired = desired_instances(manifest(after), current, Revision(2))
-    shown = {change.instance: change.verb for change in found.changes}
-    assert {record.instance for record in desired.new} == {one for one, verb in shown.items() if verb is Verb.CREATE}
-    assert {record.instance for record in desired.removed} == {
-        one for one, verb in shown.items() if verb is Verb.DELETE
-    }
-    assert {record.instance for record in desired.changed} == {
-        one for one, verb in shown.items() if verb not in (Verb.CREATE, Verb.DELETE)
-    }
-    assert found.unchanged == len(desired.unchanged)
-    assert plan((*desired.new, *desired.changed, *desired.unchanged), manifest(after), manifest(after)).empty
+    assume(not found.refusals)
+    quick = replace(after, update=UpdatePolicy(canaries=0, max_in_flight=100))
+    deployment = DeploymentRecord(SHOP, Revision(2), manifest(quick), "", "me", 0.0, RolloutState.REST)
+    acts = rollout.decide(deployment, {record.instance: record for record in current}, {}, 0.0).acts
+    done: dict[InstanceId, Verb | OperationKind] = {}
+    for act in acts:
+        match act:
+            case rollout.Create(record=record):
+                done[record.instance] = Verb.CREATE
+            case rollout.Move(record=record, kind=kind):
+                done[record.instance] = kind
+            case rollout.Remove(instance=instance):
+                done[instance] = Verb.DELETE
+    kinds = {Verb.RECREATE: OperationKind.RECREATE, Verb.CREATE: Verb.CREATE, Verb.DELETE: Verb.DELETE}
+    assert done == {change.instance: kinds.get(change.verb, OperationKind.UPDATE) for change in found.changes}
 
 
-def test_no_disk_ever_becomes_smaller() -> None:
-    """Even when a refused plan were carried out, the record keeps the larger size."""
-    desired = desired_instances(
-        manifest(replace(GROUP, disks=(DiskRequirement(DATA, 512),))), records(manifest(GROUP)), Revision(2)
-    )
-    sizes = [disk.size_mib for record in (*desired.changed, *desired.unchanged) for disk in record.disks]
-    assert sizes == [1024, 1024]
-    assert all(isinstance(disk, DiskBinding) for record in desired.changed for disk in record.disks)
+@given(GROUPS)
+def test_nothing_is_planned_for_what_is_there(group: InstanceGroup) -> None:
+    """The same manifest again: an empty plan."""
+    assert plan(records(manifest(group)), manifest(group), manifest(group)).empty
