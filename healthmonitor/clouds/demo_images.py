@@ -15,18 +15,24 @@ from pathlib import Path
 
 from healthmonitor.clouds import stemcell_base
 from healthmonitor.clouds.build_tools import BuildFailed, Progress, require_tools
-from healthmonitor.clouds.image_archive import Healthcheck, ImageConfig, build_archive
+from healthmonitor.clouds.image_archive import Contents, Healthcheck, ImageConfig, build_archive
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-BUSYBOX = 'mkdir -p "$1/bin" "$1/tmp" && chmod 1777 "$1/tmp" && chroot "$1" /bin/busybox --install -s /bin'
-"""Applets that a package brought itself are kept: --install does not replace."""
+APPLETS = """
+[ ash awk basename cat chmod chown cp cut date dd df dirname du echo env expr false find grep head hostname httpd id ip
+kill ls md5sum mkdir mktemp mount mv nc netstat nslookup od ping printf ps pwd rm rmdir sed seq sh sha256sum sleep sort
+stat sync tail tar tee test timeout touch tr true umount uname uniq usleep vi wc wget which xargs yes
+"""
+LIBRARIES = ("lib64/*", "lib/x86_64-linux-gnu/*.so*", "usr/lib/x86_64-linux-gnu/*.so*")
+NOT_NEEDED = ("*/gconv/*", "*/perl*", "*/libperl*", "*/libdb-*", "*/libsepol*", "*/libsemanage*")
+BUSYBOX = {f"bin/{applet}": "busybox" for applet in APPLETS.split()}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     tag: str
     packages: tuple[str, ...]
-    hooks: tuple[str, ...]
+    contents: Contents
     config: ImageConfig
 
 
@@ -34,11 +40,11 @@ RECIPES = {
     "redis": Recipe(
         tag="resurgam-demo/redis:1",
         packages=("redis-server", "redis-tools", "busybox-static"),
-        hooks=(
-            BUSYBOX,
-            'mkdir -p "$1/data"',
-            'rm -rf "$1/usr/share" "$1/usr/lib/x86_64-linux-gnu/gconv" "$1/usr/lib/x86_64-linux-gnu/perl-base" '
-            '"$1"/usr/bin/perl* "$1/var/lib/dpkg" "$1/var/cache" "$1/etc/apt" "$1/var/lib/apt"',
+        contents=Contents(
+            keep=("bin/busybox", "usr/bin/redis-*", *LIBRARIES),
+            drop=NOT_NEEDED,
+            links=BUSYBOX,
+            directories=("data", "etc", "tmp"),
         ),
         config=ImageConfig(
             entrypoint=("redis-server",),
@@ -53,7 +59,7 @@ RECIPES = {
     "tools": Recipe(
         tag="resurgam-demo/tools:1",
         packages=("busybox-static",),
-        hooks=(BUSYBOX, 'rm -rf "$1/usr/share" "$1/var/lib/dpkg" "$1/var/cache" "$1/etc/apt" "$1/var/lib/apt"'),
+        contents=Contents(keep=("bin/busybox",), links=BUSYBOX, directories=("etc", "tmp", "www")),
         config=ImageConfig(command=("/bin/sh",), environment={"PATH": PATH}),
     ),
 }
@@ -65,7 +71,7 @@ def build(names: Iterable[str], directory: Path, progress: Progress = lambda wha
     unknown = sorted(set(wanted) - set(RECIPES))
     if unknown:
         raise BuildFailed(f"no image {', '.join(unknown)}; there are: {', '.join(RECIPES)}")
-    require_tools("mmdebstrap", "chroot", "apt-config")
+    require_tools("mmdebstrap", "apt-config")
     directory.mkdir(parents=True, exist_ok=True)
     archives = []
     for number, name in enumerate(wanted):
@@ -77,8 +83,8 @@ def build(names: Iterable[str], directory: Path, progress: Progress = lambda wha
             def part(what: str, share: float, done: int = number, image: str = name) -> None:
                 progress(f"image {image}: {what}", (done + share) / len(wanted))
 
-            rootfs = stemcell_base.plain_archive(directory / ".cache", recipe.packages, recipe.hooks, part)
-            build_archive(rootfs, recipe.tag, recipe.config, archive)
+            rootfs = stemcell_base.plain_archive(directory / ".cache", recipe.packages, part)
+            build_archive(rootfs, recipe.tag, recipe.config, archive, recipe.contents)
         archives.append(archive)
     progress("images are ready", 1.0)
     return archives

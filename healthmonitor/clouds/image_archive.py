@@ -13,13 +13,15 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from healthmonitor.clouds.build_tools import BuildFailed
 
 EPOCH = "1970-01-01T00:00:00Z"
 NANOSECONDS = 1_000_000_000
+LEFT_TO_THE_ENGINE = ("dev/", "proc/", "sys/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,32 @@ class ImageConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def build_archive(rootfs: Path, tag: str, config: ImageConfig, out: Path) -> Path:
-    """Writes an image of one layer, the tar `rootfs`, with the name `tag` (`repository:tag`) to `out`."""
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What of a root file system goes into the image: paths that match `keep` and not `drop` (shell patterns, `*` also
+    crosses slashes), then `links` (path -> target) and empty `directories`."""
+
+    keep: tuple[str, ...] = ("*",)
+    drop: tuple[str, ...] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
+    directories: tuple[str, ...] = ()
+
+    def wants(self, path: str) -> bool:
+        return any(fnmatchcase(path, pattern) for pattern in self.keep) and not any(
+            fnmatchcase(path, pattern) for pattern in self.drop
+        )
+
+
+EVERYTHING = Contents()
+
+
+def build_archive(rootfs: Path, tag: str, config: ImageConfig, out: Path, contents: Contents = EVERYTHING) -> Path:
+    """Writes an image of one layer, from the tar `rootfs`, with the name `tag` (`repository:tag`) to `out`."""
     if ":" not in tag.rpartition("/")[2]:
         raise BuildFailed(f"image tag {tag!r}: expected repository:tag")
     with tempfile.TemporaryDirectory(prefix="resurgam-image-", dir=out.parent) as directory:
         layer = Path(directory, "layer.tar")
-        _normalise(rootfs, layer)
+        _write_layer(rootfs, layer, contents)
         with layer.open("rb") as file:
             layer_digest = hashlib.file_digest(file, "sha256").hexdigest()
         configuration = json.dumps(_configuration(config, layer_digest), sort_keys=True).encode()
@@ -82,24 +103,35 @@ def tags_of(archive: Path) -> tuple[str, ...]:
         ) from None
 
 
-def _normalise(rootfs: Path, layer: Path) -> None:
-    """Sorted, without times, devices and what a container engine puts there itself."""
+def _write_layer(rootfs: Path, layer: Path, contents: Contents) -> None:
+    """Sorted, without times and owners' names, devices and what a container engine puts there itself."""
     with tarfile.open(rootfs) as source, tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as target:
-        members: list[tuple[str, tarfile.TarInfo]] = []
+        members: dict[str, tarfile.TarInfo] = {}
         for member in source.getmembers():
             name = member.name.removeprefix("./").strip("/")
-            if name and name != "." and not member.isdev() and not name.startswith(("dev/", "proc/", "sys/")):
-                members.append((name, member))
-        names = dict(members)
-        for name, member in sorted(members, key=lambda item: (item[1].islnk(), item[0])):
-            copy = names[name].replace(name=name, mtime=0, uname="", gname="", deep=True)
+            if name not in ("", ".") and not member.isdev() and not name.startswith(LEFT_TO_THE_ENGINE):
+                members[name] = member
+        wanted = {name for name, member in members.items() if not member.isdir() and contents.wants(name)}
+        wanted |= {str(parent) for name in wanted for parent in PurePosixPath(name).parents} & set(members)
+        # What a hard link points at comes before it.
+        for name in sorted(wanted, key=lambda name: (members[name].islnk(), name)):
+            copy = members[name].replace(name=name, mtime=0, uname="", gname="", deep=True)
             copy.pax_headers = {}
-            if member.islnk():
-                copy.linkname = member.linkname.removeprefix("./").strip("/")
-            if member.isreg():
-                target.addfile(copy, source.extractfile(member))
-            else:
-                target.addfile(copy)
+            if copy.islnk():
+                copy.linkname = copy.linkname.removeprefix("./").strip("/")
+            target.addfile(copy, source.extractfile(members[name]) if copy.isreg() else None)
+        for name in sorted({*contents.directories} - wanted):
+            target.addfile(_entry(name, tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755))
+        for name in sorted({*contents.links} - wanted):
+            link = _entry(name, tarfile.SYMTYPE, 0o777)
+            link.linkname = contents.links[name]
+            target.addfile(link)
+
+
+def _entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode = kind, mode
+    return entry
 
 
 def _configuration(config: ImageConfig, layer_digest: str) -> dict[str, Any]:

@@ -41,19 +41,17 @@ _HOST_OPTIONS = re.compile(r"(Acquire::(?:https?|Check-)\S*) \"(.*)\";")
 
 def base_archive(cache: Path, packages: Sequence[str], progress: Progress) -> Path:
     """A tar of the root file system with `packages`, from the cache when it was made before."""
-    return _archive(cache, "base", packages, "minbase", (), progress)
+    return _archive(cache, "base", packages, "minbase", progress)
 
 
-def plain_archive(cache: Path, packages: Sequence[str], hooks: Sequence[str], progress: Progress) -> Path:
-    """A tar of just these packages and what they depend on, unpacked and not configured: for container images.
-    `hooks`: shell commands run on the tree, `$1`, before it is packed."""
-    return _archive(cache, "plain", packages, "extract", hooks, progress)
+def plain_archive(cache: Path, packages: Sequence[str], progress: Progress) -> Path:
+    """A tar of just these packages and what they depend on, unpacked and not configured: what container images are
+    picked from. It still names this machine's package servers."""
+    return _archive(cache, "plain", packages, "extract", progress)
 
 
-def _archive(
-    cache: Path, kind: str, packages: Sequence[str], variant: str, hooks: Sequence[str], progress: Progress
-) -> Path:
-    facts = "\n".join([str(VERSION), SUITE, variant, *sorted(packages), "hooks", *hooks])
+def _archive(cache: Path, kind: str, packages: Sequence[str], variant: str, progress: Progress) -> Path:
+    facts = "\n".join([str(VERSION), SUITE, variant, *sorted(packages)])
     archive = cache / f"{kind}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.tar"
     if archive.exists():
         return archive
@@ -70,7 +68,6 @@ def _archive(
     command = ["mmdebstrap", f"--variant={variant}", "--format=tar", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     command += [f"--aptopt={option}" for option in _host_options()]
-    command += [f"--customize-hook={hook}" for hook in hooks]
     command += [SUITE, str(draft), *(str(path) for path in _host_sources())]
     try:
         run(command, BUILD_SECONDS, on_line=on_line)
