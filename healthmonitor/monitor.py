@@ -103,6 +103,7 @@ class Monitor:
         self._operations: Mapping[InstanceId, Operation] = {}
         self._dirty: dict[InstanceId, None] = {}
         self._found: dict[InstanceId, tuple[Deviation, ...]] = {}
+        self._sizes: dict[DeploymentName, int] = {}  # expected VMs by deployment
         self._synced_at = float("-inf")
         self._alert_ids: OrderedDict[tuple[AgentId, str], None] = OrderedDict()
         self.judgement = Judgement(self._loop.time())
@@ -200,6 +201,10 @@ class Monitor:
             and _is_new_vm(record, operations[instance])
         }
         self.fleet.expect(expected, now, booting)
+        self._sizes = {}
+        for record in records.values():
+            if record.vm is not None and not record.deleting:
+                self._sizes[record.deployment] = self._sizes.get(record.deployment, 0) + 1
 
     def _judge(self, decision: FleetDecision, now: float) -> None:
         lost = {
@@ -212,14 +217,10 @@ class Monitor:
             for instance, operation in self._operations.items()
             if operation.kind in (OperationKind.RECREATE, OperationKind.DELETE)
         }
-        sizes: dict[DeploymentName, int] = {}
-        for record in self._records.values():
-            if record.vm is not None and not record.deleting:
-                sizes[record.deployment] = sizes.get(record.deployment, 0) + 1
         overridden = self._unix_time() < self._journal.switches().meltdown_overridden_until
         meltdowns = self._meltdown.decide(
             {instance: missing.agent for instance, missing in lost.items() if instance not in on_purpose},
-            sizes,
+            self._sizes,
             overridden,
             now,
         )
@@ -367,7 +368,10 @@ def _is_new_vm(record: InstanceRecord, operation: Operation) -> bool:
 
 
 def _differing(before: Mapping[InstanceId, object], now: Mapping[InstanceId, object]) -> dict[InstanceId, None]:
-    """Keys that came, went, or stand for another object."""
+    """Keys that came, went, or stand for something else. Nearly always nothing: the comparison of whole mappings is by
+    identity first, and fast."""
+    if before == now:
+        return {}
     changed = {key: None for key, value in now.items() if before.get(key) is not value}
     if changed or len(before) != len(now):
         changed.update((key, None) for key in before if key not in now)

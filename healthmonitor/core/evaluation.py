@@ -65,25 +65,41 @@ _WORDS: Mapping[Reason, str] = {
     Reason.ISOLATED: "the VM is cut off, and its group says to stop",
 }
 
+GROUPS_MAX = 10_000
+"""More than there are groups: what is beyond is left over from former revisions."""
+
 _REPLACING = frozenset({OperationKind.CREATE, OperationKind.RECREATE, OperationKind.DELETE, OperationKind.RESURRECT})
 
 
 class Expectations:
-    """Hashes of the containers expected, computed once for each group of a deployment's revision: it takes longer
-    than all the rest of evaluating an instance."""
+    """What is the same for all instances of a group of one revision: the hashes of its containers, and what an agent
+    last said that was found to be as expected. Both take longer than all the rest of evaluating an instance."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], dict[ContainerName, str]] = {}
+        self._hashes: dict[tuple[object, ...], dict[ContainerName, str]] = {}
+        self._good: dict[tuple[object, ...], tuple[ContainerGlance, ...]] = {}
 
     def hashes(self, record: InstanceRecord) -> Mapping[ContainerName, str]:
-        pinned = tuple(sorted(record.pinned_images.items()))
-        key = (record.deployment, record.group.name, record.deployment_revision, pinned)
-        known = self._known.get(key)
+        key = _group(record)
+        known = self._hashes.get(key)
         if known is None:
-            if len(self._known) >= 10_000:  # more than there are groups: left over from former revisions
-                self._known.clear()
-            known = self._known[key] = {each.name: spec_hash(each) for each in record.group.containers}
+            if len(self._hashes) >= GROUPS_MAX:
+                self._hashes.clear()
+            known = self._hashes[key] = {each.name: spec_hash(each) for each in record.group.containers}
         return known
+
+    def is_known_good(self, record: InstanceRecord, containers: tuple[ContainerGlance, ...]) -> bool:
+        return self._good.get(_group(record)) == containers
+
+    def note_good(self, record: InstanceRecord, containers: tuple[ContainerGlance, ...]) -> None:
+        if len(self._good) >= GROUPS_MAX:
+            self._good.clear()
+        self._good[_group(record)] = containers
+
+
+def _group(record: InstanceRecord) -> tuple[object, ...]:
+    pinned = tuple(sorted(record.pinned_images.items())) if record.pinned_images else ()
+    return record.deployment, record.group.name, record.deployment_revision, pinned
 
 
 def evaluate(
@@ -95,7 +111,7 @@ def evaluate(
 ) -> tuple[Deviation, ...]:
     """The deviations of one instance. `operation`: the one that is under way, or None. `view`: of the agent that it is
     bound to."""
-    if record.ignore:
+    if record.ignore or (operation is None and view is not None and _all_is_well(record, view, expectations, policy)):
         return ()
     found = list(_of_operation(record, operation, policy))
     replacing = operation is not None and operation.kind in _REPLACING
@@ -111,6 +127,7 @@ def evaluate(
         if view.glance is not None and view.glance.job_state == "failing":
             found.append(deviation("job_failing", record.instance, "job_state is failing", policy))
         return tuple(found)
+    before_content = len(found)
     in_progress = operation is not None and operation.hold is not Hold.UNHEALTHY
     building = in_progress and replacing and operation is not None and not _same_vm(record, operation)
     if not building:
@@ -121,7 +138,37 @@ def evaluate(
         found.extend(_of_specification(record, extension, expectations, policy))
     if extension.isolated and view.verdict is Verdict.ALIVE:
         found.append(deviation("isolated", record.instance, "its heartbeat says so", policy))
+    if not in_progress and len(found) == before_content and _all_should_run(record):
+        expectations.note_good(record, extension.containers)
     return tuple(found)
+
+
+def _all_is_well(record: InstanceRecord, view: AgentView, expectations: Expectations, policy: Policy) -> bool:
+    """The short way for nearly every instance at nearly every time; False says nothing."""
+    extension = view.glance.resurgam if view.glance is not None else None
+    if (
+        extension is None
+        or view.verdict is not Verdict.ALIVE
+        or view.heartbeats_missing_seconds > policy.liveness.lease_seconds
+        or extension.engine is not EngineState.UP
+        or extension.isolated
+        or extension.revision != record.revision
+        or extension.generation != record.generation
+        or record.vm is None
+        or record.vm.vm_cid is None
+        or record.deleting
+        or not _all_should_run(record)
+    ):
+        return False
+    if record.disks:
+        mounted = {report.name for report in extension.disks if report.state is DiskState.MOUNTED}
+        if any(disk.cid is not None and disk.name not in mounted for disk in record.disks):
+            return False
+    return expectations.is_known_good(record, extension.containers)
+
+
+def _all_should_run(record: InstanceRecord) -> bool:
+    return record.wanted is Wanted.STARTED and not record.stopped_containers
 
 
 def evaluate_strangers(strangers: Iterable[AgentView], policy: Policy) -> Iterator[Deviation]:

@@ -536,6 +536,8 @@ class Fleet:
         inquiry = self._inquiries.get(agent_id)
         if inquiry is not None and inquiry.suspect:
             return agent.judged
+        if agent.life.alive_at != NEVER and not self._hearing.deaf:
+            return _ALIVE
         return judge(agent.life, None, agent.expected_at, self._hearing, self._now, self._policy)
 
 

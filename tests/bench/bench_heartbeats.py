@@ -170,7 +170,7 @@ async def bare(url: str, agents: int) -> Heard:
         "hm.agent.heartbeat.*", cb=counted, pending_msgs_limit=1_000_000, pending_bytes_limit=256 * 1024 * 1024
     )
     await client.flush()
-    heard = await measured(lambda: count, dict)
+    heard = await measured(agents, lambda: count, dict)
     await client.close()
     return heard
 
@@ -202,7 +202,7 @@ async def monitored(url: str, agents: int) -> Heard:
         await asyncio.sleep(0.05)
     await bus.flush(5)
     heard = await measured(
-        lambda: fleet.counters.heartbeats, lambda: {key.value: n for key, n in fleet.verdicts().items() if n}
+        agents, lambda: fleet.counters.heartbeats, lambda: {key.value: n for key, n in fleet.verdicts().items() if n}
     )
     heard.longest_turn_ms = monitor.longest_turn_seconds * 1000
     running.cancel()
@@ -262,11 +262,11 @@ class Idle:
         return True
 
 
-async def measured(count: Callable[[], int], verdicts: Callable[[], dict[str, int]]) -> Heard:
-    """From the first message to the last. CPU time of the waiting afterwards is in it, for both alike."""
+async def measured(agents: int, count: Callable[[], int], verdicts: Callable[[], dict[str, int]]) -> Heard:
+    """From when every agent was heard once to the last message."""
     before = rss_mib()
     print("ready", flush=True)
-    while count() == 0:
+    while count() < agents:
         await asyncio.sleep(0.01)
     began, first = time.process_time(), count()
     last, at, cpu = first, time.monotonic(), began
