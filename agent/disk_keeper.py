@@ -46,6 +46,8 @@ class Tools(Protocol):
 
     async def unmount(self, disk: DiskSpec, thread: LoneThread) -> bool: ...
 
+    def mounted_anywhere(self, cid: DiskCid) -> tuple[str, ...]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class KnownDisks:
@@ -154,9 +156,13 @@ class DiskKeeper:
         return self._tools.directory(disk)
 
     async def unmount(self, cid: DiskCid) -> bool:
-        """False when it was not mounted. UnknownDisk, DiskBusy, CommandFailed."""
+        """False when it was not mounted. DiskBusy, CommandFailed; UnknownDisk when it is not known here, and nowhere
+        mounted either."""
         kept = self._kept.get(cid)
         if kept is None:
+            places = self._tools.mounted_anywhere(cid)
+            if places:
+                raise DiskBusy(f"{cid} is mounted at {', '.join(places)}, and not by this agent; unmount it by hand")
             raise UnknownDisk(f"no disk {cid} is known here")
         await self._remember(KnownDisks(self._known.by_command, {**self._known.released, cid: self._revision}))
         async with kept.lock:

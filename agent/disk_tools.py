@@ -105,6 +105,15 @@ class DiskTools:
         log.info("disk.unmounted", disk=disk.name, cid=disk.cid)
         return True
 
+    def mounted_anywhere(self, cid: DiskCid) -> tuple[str, ...]:
+        """Where a disk with this serial number is mounted, by whomever."""
+        table = disk_probe.mounts()
+        return tuple(
+            target
+            for device in sorted(self._by_serial(cid))
+            for target in mount_table.targets_of(table, disk_probe.device_number(device))
+        )
+
     async def find_device(self, disk: DiskSpec, wait_seconds: float) -> str:
         """The device by the cloud's hint and by its serial number. DiskMissing after the time; DiskRefused when the
         two disagree."""

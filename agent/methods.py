@@ -213,7 +213,8 @@ class Methods:
         return "restarted"
 
     async def _drain(self, request: Request) -> Any:
-        kind = arguments.text(request, 0, '"shutdown" or "update"')
+        """Without an argument it is a shutdown: whoever asks is about to take the VM away."""
+        kind = arguments.text(request, 0, '"shutdown" or "update"') if request.arguments else "shutdown"
         if kind not in ("shutdown", "update"):
             raise BadArguments(f'argument 1: expected "shutdown" or "update", not {kind[:80]!r}')
         deadline = arguments.seconds(
@@ -241,11 +242,9 @@ class Methods:
     async def _unmount_disk(self, request: Request) -> Any:
         cid = _cid(request)
         disk = self._disks.known(cid)
-        if disk is None:
-            raise UnknownDisk(f"no disk {cid} is known here")
-        users = self._users(disk.name)
+        users = self._users(disk.name) if disk is not None else []
         if users:
-            raise DiskBusy(f"{disk.name} is in use by {', '.join(users)}; stop or drain them first")
+            raise DiskBusy(f"disk {cid} is in use by {', '.join(users)}; stop or drain them first")
         return self._begin("unmount_disk", self._unmount(cid))
 
     async def _logs(self, request: Request) -> Any:
@@ -288,7 +287,10 @@ class Methods:
         return {"directory": await self._disks.mount(disk)}
 
     async def _unmount(self, cid: DiskCid) -> dict[str, str]:
-        was_mounted = await self._disks.unmount(cid)
+        try:
+            was_mounted = await self._disks.unmount(cid)
+        except UnknownDisk:  # said again after it was forgotten; the keeper has looked that it is not mounted
+            was_mounted = False
         return {"message": f"Unmounted partition of {cid}" if was_mounted else f"Partition of {cid} is not mounted"}
 
     def _disk(self, request: Request) -> DiskSpec:
@@ -304,7 +306,8 @@ class Methods:
         if "path" in hint and "device" not in hint:  # BOSH's object form
             hint = {**hint, "device": hint["path"]}
         known = self._disks.known(cid) or self._specified(cid)
-        said = {key: hint[key] for key in ("name", "device", "filesystem", "mount_options", "size_mib") if key in hint}
+        keys = ("name", "device", "filesystem", "mount_options", "size_mib")
+        said = {key: hint[key] for key in keys if hint.get(key) is not None}
         plain = {**(codec.to_plain(known) if known is not None else {"name": _name_of(cid)}), **said, "cid": cid}
         try:
             disk = codec.from_plain(DiskSpec, plain)

@@ -14,7 +14,7 @@ import pytest
 
 from agent import disk_probe
 from agent.core import mount_table
-from agent.disk_keeper import DiskKeeper, KnownDisks
+from agent.disk_keeper import DiskKeeper, KnownDisks, UnknownDisk
 from agent.disk_tools import DiskBusy, DiskMissing, DiskRefused, DiskTools
 from agent.lone_thread import LoneThread
 from agent.store import Store
@@ -187,6 +187,21 @@ async def test_a_disk_is_found_by_its_serial_number(bench: Bench) -> None:
         await bench.tools.find_device(disk(other), 0)
 
 
+async def test_a_disk_that_somebody_else_mounted_is_not_called_unmounted(bench: Bench, tmp_path: Path) -> None:
+    """Said of a disk that this agent knows nothing of, "not mounted" must be true: the cloud detaches next."""
+    device = bench.device()
+    (bench.by_id / "virtio-d-1").symlink_to(device)
+    keeper = DiskKeeper(bench.tools, Store(tmp_path / "state").document("disks", KnownDisks), lambda _: None)
+    with pytest.raises(UnknownDisk):
+        await keeper.unmount(DiskCid("d-1"))
+    run("mkfs.ext4", "-q", device)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run("mount", device, str(elsewhere))
+    with pytest.raises(DiskBusy, match="elsewhere, and not by this agent"):
+        await keeper.unmount(DiskCid("d-1"))
+
+
 async def test_a_disk_that_comes_late_is_waited_for(bench: Bench) -> None:
     """Attaching takes a moment in every cloud; after the deadline it is missing."""
     with pytest.raises(DiskMissing, match="is it attached"):
@@ -215,8 +230,14 @@ async def test_a_held_disk_is_not_unmounted_and_its_holder_is_named(bench: Bench
 async def test_a_disk_held_in_another_namespace_is_not_called_free(bench: Bench) -> None:
     """A container's copy of the mount keeps the file system alive after ours: detaching it would cut a writer."""
     wanted = disk(bench.device())
-    await bench.mount(wanted)
-    holder = await asyncio.create_subprocess_exec("unshare", "--mount", "--propagation", "private", "sleep", "60")
+    directory = await bench.mount(wanted)
+    let_go_of_others = (
+        "grep ^/dev/loop /proc/self/mounts | cut -d' ' -f2 |"
+        f' while read at; do [ "$at" = "{directory}" ] || umount -l "$at"; done; exec sleep 60'
+    )
+    holder = await asyncio.create_subprocess_exec(
+        "unshare", "--mount", "--propagation", "private", "sh", "-c", let_go_of_others
+    )
     try:
         own = os.readlink("/proc/self/ns/mnt")
         await until(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n")

@@ -26,7 +26,17 @@ from protocol import envelope, heartbeat
 from protocol.bus import Bus, Message
 from protocol.envelope import Request
 from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Heartbeat
-from protocol.ids import AgentId, ContainerName, DeploymentName, DiskName, Generation, InstanceId, Revision, VmCid
+from protocol.ids import (
+    AgentId,
+    ContainerName,
+    DeploymentName,
+    DiskCid,
+    DiskName,
+    Generation,
+    InstanceId,
+    Revision,
+    VmCid,
+)
 from protocol.settings import AgentSettings, BusSettings
 from protocol.spec import ContainerSpec, DiskSpec, InstanceSpec, Wanted
 
@@ -161,6 +171,9 @@ class ScriptedDiskTools:
         if disk.cid.startswith("busy"):
             raise DiskBusy(f"{disk.name} is in use by bash (pid 1)")
         return self.mounts.pop(self.directory(disk), None) is not None
+
+    def mounted_anywhere(self, cid: DiskCid) -> tuple[str, ...]:
+        return ()
 
     def table(self) -> tuple[Mounted, ...]:
         return tuple(self.mounts.values())
