@@ -278,11 +278,14 @@ class _Subscription:
         self._callback = callback
         self._real: NatsPySubscription | None = None
         self._deliver: object = None
+        self._ended = False
 
     async def start(self) -> None:
         callback = self._callback
 
         async def deliver(message: Msg) -> None:
+            if self._ended:
+                return
             try:
                 callback(Message(message.subject, message.data, message.reply))
             except Exception:
@@ -300,6 +303,7 @@ class _Subscription:
             )
 
     async def unsubscribe(self) -> None:
+        self._ended = True
         self._bus._forget(self)
         self._bus._client.short_ways.pop(self._deliver, None)
         if self._real is not None and self._bus.connected:

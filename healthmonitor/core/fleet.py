@@ -36,6 +36,11 @@ from protocol.heartbeat import Glance, Heartbeat
 from protocol.ids import AgentId, InstanceId
 
 
+LATE_ASKS_MAX = 32
+"""Questions begun in one decision only because a heartbeat was late. When the monitor itself is behind, everybody looks
+late, and asking everybody would put it further behind."""
+
+
 @dataclass(frozen=True, slots=True)
 class FleetDecision:
     """`asks` and `observes` are begun by being returned: each must be reported back by `answered`, `unanswered`,
@@ -315,6 +320,7 @@ class Fleet:
         observes: list[AgentId] = []
         missing: dict[InstanceId, Missing] = {}
         lagged = ""
+        late_asks = 0
         next_check = self._due[0][0] if self._due else now + self._policy.lease_seconds
         for agent_id, inquiry in list(self._inquiries.items()):
             agent = self._agents[agent_id]
@@ -335,6 +341,10 @@ class Fleet:
                 ears = self._ears
                 lagged = f"the monitor's loop was {ears.lag_seconds:.1f} s late {now - ears.lagged_at:.0f} s ago"
             if not inquiry.asking and inquiry.next_ask_at <= now and self._ears.connected:
+                if not inquiry.suspect:
+                    late_asks += 1
+                    if late_asks > LATE_ASKS_MAX:
+                        continue
                 inquiry.asking = True
                 asks.append(agent_id)
             observable = inquiry.suspect and agent.instance is not None
