@@ -190,8 +190,11 @@ def _mount(
         near = nearest(disk, disks)
         place.error(
             f"{disk!r} is no persistent disk of this group; "
-            + (f"did you mean {near}? " if near else "")
-            + f"{_declared(disks)}; declare it: persistent_disks: {{{disk}: 10GiB}}"
+            + (
+                f"did you mean {near}?"
+                if near
+                else f"{_declared(disks)}; declare it: persistent_disks: {{{disk}: 10GiB}}"
+            )
         )
         return None
     if directory and not _directory_is_fine(place, directory, containers):

@@ -99,7 +99,7 @@ class Place:
             elif extensions and key.startswith("x-"):
                 continue
             elif refused is not None and key in refused:
-                place.key_error(refused[key])
+                place.key_error(f"not a key here; {refused[key]}")
             else:
                 place.key_error(unknown("key", key, names))
         return found
