@@ -1,101 +1,59 @@
-"""Durations, sizes and shares as people write them."""
+"""The systemd units: what systemd itself says of them, and the laws that a wrong line would break."""
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from healthmonitor.core import units
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("0", 0.0),
-        ("0s", 0.0),
-        ("5s", 5.0),
-        ("1m30s", 90.0),
-        ("500ms", 0.5),
-        ("1.5s", 1.5),
-        ("2h", 7200.0),
-        ("1d", 86400.0),
-        ("1h5m30s20ms", 3930.02),
-        ("250us", 0.00025),
-        (" 3s ", 3.0),
-    ],
+UNITS = sorted(Path("systemd").glob("*.service"))
+MAKES_A_MOUNT_NAMESPACE = re.compile(
+    r"^(ProtectSystem|ProtectHome|PrivateTmp|PrivateDevices|PrivateMounts|ReadOnlyPaths|ReadWritePaths|InaccessiblePaths"
+    r"|BindPaths|TemporaryFileSystem|ProtectKernel\w+|ProtectControlGroups|ProtectProc|MountAPIVFS|RootDirectory)=",
+    re.MULTILINE,
 )
-def test_durations_are_read(text: str, seconds: float) -> None:
-    """Compose's notation, and days."""
-    assert units.duration_seconds(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "s", "5", "5.5", "5 s", "-5s", "5s5", "s5", "1y", "5S", "five", "400d", "1e3s"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    """Also a number without unit: it might be seconds or milliseconds."""
-    with pytest.raises(ValueError, match=r"duration|unit|year"):
-        units.duration_seconds(text)
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_systemd_finds_no_fault(unit: Path, tmp_path: Path) -> None:
+    """Every key known, every value understood; programs that are not installed here are stood in for."""
+    names = r"(resurgam-agent|resurgam-healthmonitor|nats-server)"
+    for path in UNITS:
+        text = re.sub(rf"^(Exec\w+=-?){names}", r"\1/bin/true", path.read_text(), flags=re.MULTILINE)
+        (tmp_path / path.name).write_text(text)
+    argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / unit.name)]
+    said = subprocess.run(argv, capture_output=True, text=True, check=False).stderr
+    assert [line for line in said.splitlines() if "resurgam" in line] == []
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("1b", 1),
-        ("1k", 1024),
-        ("1kb", 1024),
-        ("1KiB", 1024),
-        ("512m", 512 * units.MIB),
-        ("512MB", 512 * units.MIB),
-        ("1 GiB", 1024 * units.MIB),
-        ("1.5g", 1536 * units.MIB),
-        ("2T", 2 * 1024 * 1024 * units.MIB),
-    ],
-)
-def test_sizes_are_read(text: str, count: int) -> None:
-    """Every unit is binary, as in Docker."""
-    assert units.size_bytes(text) == count
+def test_the_agents_mounts_are_seen_by_the_engine() -> None:
+    """A mount namespace of the agent's own would hide every disk from dockerd."""
+    assert MAKES_A_MOUNT_NAMESPACE.findall(Path("systemd/resurgam-agent.service").read_text()) == []
 
 
-@pytest.mark.parametrize("text", ["", "5", "-1g", "1gig", "g", "1.2.3g", "999999999t", "1e3g"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    """Also a number without unit."""
-    with pytest.raises(ValueError, match=r"size|unit|larger"):
-        units.size_bytes(text)
+@pytest.mark.parametrize("name", ["resurgam-agent", "resurgam-healthmonitor"])
+def test_what_they_started_outlives_them(name: str) -> None:
+    """VMs are children of the monitor, mkfs and a directly started dockerd of the agent."""
+    text = Path(f"systemd/{name}.service").read_text()
+    assert "\nKillMode=process\n" in text
+    assert "\nType=notify\n" in text
+    assert "\nRestart=always\n" in text
+    assert re.search(r"^WatchdogSec=\d+$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("text", "value"), [("30%", 0.3), ("0.3", 0.3), ("100%", 1.0), ("1", 1.0), ("12.5 %", 0.125)])
-def test_shares_are_read(text: str, value: float) -> None:
-    """As per cent or as a fraction."""
-    assert units.share(text) == pytest.approx(value)
-
-
-@pytest.mark.parametrize("text", ["", "0", "0%", "101%", "1.01", "-1", "many", "30"])
-def test_what_is_no_share_is_refused(text: str) -> None:
-    """30 without % is refused: it would be 3000 %."""
-    with pytest.raises(ValueError):
-        units.share(text)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 366 * 86400))
-def test_whole_seconds_survive_being_written(seconds: int) -> None:
-    """What is shown to people can be written into a file and means the same."""
-    assert units.duration_seconds(units.duration_text(float(seconds))) == seconds
-
-
-@settings(deadline=None)
-@given(st.integers(1, 2**40))
-def test_sizes_survive_being_written(mib: int) -> None:
-    """What is shown to people can be written into a file and means the same."""
-    assert units.size_mib(units.size_text(mib)) == mib
-
-
-@settings(deadline=None)
-@given(st.text(max_size=30))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    """Nothing but ValueError comes out."""
-    for read in (units.duration_seconds, units.size_bytes, units.size_mib, units.share):
-        try:
-            assert read(text) >= 0
-        except ValueError:
-            continue
+def test_nothing_but_the_shutdown_stops_containers() -> None:
+    """The shutdown unit comes before the engine when stopping, and no restart of another unit touches it."""
+    text = Path("systemd/resurgam-agent-shutdown.service").read_text()
+    assert re.search(r"^After=.*\bdocker\.service\b", text, re.MULTILINE)
+    assert not re.search(r"^(PartOf|BindsTo|Requires|Requisite)=", text, re.MULTILINE)
+    stops = re.findall(r"^ExecStop=(.*)$", text, re.MULTILINE)
+    assert stops == ["-systemctl stop resurgam-agent.service", "resurgam-agent stop-containers --deadline 300"]
+    agent = Path("systemd/resurgam-agent.service").read_text()
+    assert "resurgam-agent-shutdown.service" in agent
+    assert not re.search(r"^(Requires|BindsTo|After)=.*(docker|shutdown)", agent, re.MULTILINE), (
+        "heartbeats do not wait for the engine"
+    )
