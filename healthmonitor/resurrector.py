@@ -485,6 +485,16 @@ class Resurrector:
 
     async def admission(self, operation: Operation) -> Outcome:
         """May this lost VM be rebuilt now? An admission counts at once, before it is in the journal."""
+        held = self.held_back(operation)
+        if held is not None:
+            return held
+        self._admitted.add(operation.id)
+        self._rebuilt_at.append(self._unix_time())
+        await self._journal.record(ADMITTED_EVENT, operation.instance, operation.reason, {"operation": operation.id})
+        return Done()
+
+    def held_back(self, operation: Operation) -> Held | None:
+        """Why this lost VM may not be rebuilt now; None when it may. Counts nothing."""
         record = self._journal.instance(operation.instance)
         if record is None:
             raise InstanceGone(f"{operation.instance} is not in the journal")
@@ -509,12 +519,7 @@ class Resurrector:
                 in_flight=self._in_flight(operation),
             )
         )
-        if decision.hold is not Hold.NONE:
-            return Held(decision.hold, decision.text)
-        self._admitted.add(operation.id)
-        self._rebuilt_at.append(now)
-        await self._journal.record(ADMITTED_EVENT, operation.instance, operation.reason, {"operation": operation.id})
-        return Done()
+        return None if decision.hold is Hold.NONE else Held(decision.hold, decision.text)
 
     def _in_flight(self, asking: Operation) -> int:
         """Resurrections past their guard, but those that wait for a fence: they may wait for days."""

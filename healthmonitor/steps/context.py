@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from healthmonitor.agent_client import AgentClient
 from healthmonitor.clouds.cloud import Cloud, CloudUnavailable
 from healthmonitor.core.judgement import FleetView, Judgement
-from healthmonitor.core.operation import Outcome
+from healthmonitor.core.operation import Held, Outcome
 from healthmonitor.core.policy import Policy, ResurrectionPolicy
 from healthmonitor.core.records import InstanceRecord, Operation, VmBinding
 from healthmonitor.journal import Journal
@@ -64,6 +64,10 @@ class Present(Protocol):
 
     @property
     def judgement(self) -> Judgement | None: ...
+
+    def held_back(self, operation: Operation) -> Held | None:
+        """Why this lost VM may not be rebuilt now; None when it may. Counts nothing."""
+        ...
 
     async def admission(self, operation: Operation) -> Outcome:
         """May this lost VM be rebuilt now? Admitting counts."""

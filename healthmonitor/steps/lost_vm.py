@@ -101,9 +101,17 @@ async def _observe(context: StepContext, vm: VmBinding) -> VmObservation:
 
 
 async def guard(context: StepContext) -> Outcome:
-    """Admission; and when the VM was confirmed missing a while ago (it was held back, or another monitor takes over),
-    it is asked once more before, because it may have come back meanwhile."""
-    if context.tools.unix_time() - context.operation.step_started_at > _CONFIRMED_SECONDS:
+    """Admission. A VM that was confirmed missing a while ago (it was held back, or another monitor takes over) may have
+    come back meanwhile: then nothing is rebuilt, and before it is admitted after all it is asked once more."""
+    vm = context.operation.old_vm
+    confirmed_lately = context.tools.unix_time() - context.operation.step_started_at <= _CONFIRMED_SECONDS
+    if not confirmed_lately and vm is not None and context.tools.fleet.verdict(vm.agent_id) is Verdict.ALIVE:
+        context.present.alive_again(context.instance)
+        return AliveAgain("its agent was heard again while it was held back")
+    held = context.present.held_back(context.operation)
+    if held is not None:
+        return held
+    if not confirmed_lately:
         confirmed = await confirm(context)
         if not isinstance(confirmed, Done):
             return confirmed

@@ -7,15 +7,17 @@ sets of strings would otherwise have another order each time.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 from tests.simulation.mutants import MUTANTS, mutated
 from tests.simulation.scenarios import SCENARIOS
 from tests.simulation.story import story
-from tests.simulation.world import Result, World
+from tests.simulation.world import Result, World, no_logs
 
 HASH_SEED = "0"
 
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str]) -> int:
             [sys.executable, "-m", "tests.simulation", *arguments],
             {**os.environ, "PYTHONHASHSEED": HASH_SEED},
         )
+    # Coroutines of killed processes are thrown away unfinished; what their clean-up says then means nothing.
+    sys.unraisablehook = lambda unraisable: None
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     failed = 0
     for seed in options.seeds:
         with mutated(options.mutant):
@@ -46,6 +51,8 @@ def repeat_command(seed: int, scenario: str, mutant: str = "") -> str:
 def _run(seed: int, scenario: str) -> tuple[Result, float]:
     began = time.perf_counter()
     result = World(seed, SCENARIOS[scenario](seed)).run()
+    with no_logs():
+        gc.collect()  # what killed processes left behind goes now, and not in the middle of the next run
     return result, time.perf_counter() - began
 
 

@@ -125,7 +125,7 @@ class SimulatedCloud:
         vms_max: int = 10_000,
     ) -> None:
         self.latency_seconds = latency_seconds
-        self.slow_seconds = 30.0
+        self.slow_seconds = 8.0
         self.vms_max = vms_max
         self.delete_lies = False
         """delete_vm says yes, forgets the record, and the VM stays as it is (Nova with a dead compute host)."""
@@ -343,7 +343,8 @@ class SimulatedCloud:
         def act() -> None:
             if disk in self._disks and not self._disks[disk].stuck and vm in self._vms:
                 found = self._vms[vm]
-                if vm not in self._forgotten and disk in found.attached:
+                # A running VM whose record is gone cannot be reached any more; one that is off can be let go.
+                if disk in found.attached and (vm not in self._forgotten or not found.can_write):
                     self._unplug(found, disk)
                     self._changed()
 
@@ -432,7 +433,7 @@ class SimulatedCloud:
         return frozenset(vm.cid for vm in self._vms.values() if disk in vm.attached)
 
     def _unplug(self, vm: SimulatedVm, disk: DiskCid) -> None:
-        if not self._disks[disk].stuck:
+        if disk not in self._disks or not self._disks[disk].stuck:
             vm.attached.discard(disk)
             vm.machine.detach(disk)
 

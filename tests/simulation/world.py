@@ -8,10 +8,16 @@ a failed rollout), and nothing else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import Awaitable, Callable, Mapping
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any, NoReturn
+
+import structlog
 
 from healthmonitor.core.policy import IncidentPolicy, LivenessPolicy, MeltdownPolicy, Policy, ResurrectionPolicy
 from healthmonitor.core.records import (
@@ -36,7 +42,7 @@ from tests.simulation.centre import MonitorProcess
 from tests.simulation.checkers import ALWAYS, FINALLY, RESTART_SENTENCE, Belief, Breach, MachineTruth, Records
 from tests.simulation.cloud import SimulatedVm
 from tests.simulation.faults import Faults, MoodyCloud
-from tests.simulation.loop import Process, SimulatedLoop
+from tests.simulation.loop import Deadlock, OutOfBudget, Process, RealIo, SimulatedLoop, current_process
 from tests.simulation.nemesis import Fault, FaultKind
 from tests.simulation.records_in_store import RecordsInStore, incident_line, operation_line
 from tests.simulation.story import Trace, Violation, Voice
@@ -116,11 +122,16 @@ class World:
         self._violated: set[tuple[str, str]] = set()
         self._undisturbed_since = self.loop.time()
         self.quiet = False
+        self._defects: list[str] = []
 
     def run(self) -> Result:
+        structlog.configure(processors=[self._logged], cache_logger_on_first_use=False)
         try:
             self.loop.run(self._main())
+        except (Deadlock, OutOfBudget, RealIo) as error:
+            self._violate("run", "The run comes to its end.", Breach(f"{type(error).__name__}: {error}"))
         finally:
+            self._failures_are_violations()
             result = Result(
                 self.seed,
                 f"{self.trace.digest:08x}-{self.server.digest:08x}",
@@ -130,7 +141,9 @@ class World:
                 self.loop.steps,
                 dict(sorted(self.counts.items())),
             )
-            self.loop.forget()
+            self.trace.close()
+            with no_logs():
+                self.loop.forget()
         return result
 
     # What checkers read.
@@ -222,7 +235,7 @@ class World:
         began = self.loop.time()
         while breaches := self.breaches_now():
             if self.loop.time() - began > self.scenario.build_seconds:
-                self._violate("build", "An undisturbed deployment is built.", breaches[0])
+                self._violate("build", "An undisturbed deployment is built.", breaches[0][0])
                 return
             await asyncio.sleep(2.0)
         self.trace.tell(Voice.CHECK, "world", f"built in {self.loop.time() - began:.0f} s")
@@ -260,7 +273,7 @@ class World:
                 calm_since = None
             if now - began > SETTLE_SECONDS:
                 for breach, checker in breaches[:5]:
-                    self._violate(checker.__name__, checker.__doc__ or "", (breach, checker))
+                    self._violate(checker.__name__, checker.__doc__ or "", breach)
                 return
             if now - looked >= PERSON_LOOKS_SECONDS:
                 looked = now
@@ -288,7 +301,7 @@ class World:
     def check(self) -> None:
         for checker in ALWAYS:
             for breach in checker(self):
-                self._violate(checker.__name__, checker.__doc__ or "", (breach, checker))
+                self._violate(checker.__name__, checker.__doc__ or "", breach)
 
     # The person.
 
@@ -475,7 +488,7 @@ class World:
                     f" the monitor were undisturbed for {self.loop.time() - since:.1f} s",
                     (str(operation.instance), str(machine.vm_cid)),
                 )
-                self._violate("always_spared", RESTART_SENTENCE, (breach, self._check_spared))
+                self._violate("always_spared", RESTART_SENTENCE, breach)
 
     def _leader_undisturbed_since(self) -> float:
         since = [
@@ -489,6 +502,25 @@ class World:
         """Something befell the bus or the monitors."""
         self._undisturbed_since = self.loop.time()
 
+    def _logged(self, logger: object, method: str, event: MutableMapping[str, Any]) -> NoReturn:
+        """structlog's only processor: every line is a line of the trace."""
+        process = current_process()
+        name = process.name if process is not None else "world"
+        error = event.pop("exc_info", None)
+        text = str(event.pop("event", ""))
+        said = " ".join(f"{key}={value}" for key, value in sorted(event.items()))
+        if method == "exception" or error:
+            raised = sys.exc_info()[1]
+            lines = "".join(traceback.format_exception(raised)).splitlines() if raised is not None else []
+            self._defects.append(f"{name}: {text} {said}: {' | '.join(line.strip() for line in lines[-8:])}")
+        self.trace.tell(Voice.LOG, name, f"{method}: {text} {said}")
+        raise structlog.DropEvent
+
+    def _failures_are_violations(self) -> None:
+        """An error that nobody expected is a defect, whatever came of it."""
+        for text in [*self._defects, *self.loop.failures]:
+            self._violate("no_defects", "No part of the system meets an error that it did not expect.", Breach(text))
+
     def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by
 
@@ -496,14 +528,27 @@ class World:
         """A task of the world, in no process."""
         return self.loop.create_task(_run(work), context=contextvars.Context())
 
-    def _violate(self, checker: str, sentence: str, found: tuple[Breach, object]) -> None:
-        breach = found[0]
+    def _violate(self, checker: str, sentence: str, breach: Breach) -> None:
         if (checker, breach.text) in self._violated or len(self.violations) >= 10:
             return
         self._violated.add((checker, breach.text))
         at = self.loop.time() - 1000.0
         self.trace.tell(Voice.CHECK, checker, f"VIOLATED: {breach.text}")
         self.violations.append(Violation(at, checker, " ".join(sentence.split()), breach.text, breach.subjects))
+
+
+@contextlib.contextmanager
+def no_logs() -> Iterator[None]:
+    """Whatever is logged inside is dropped."""
+
+    def drop(logger: object, method: str, event: MutableMapping[str, Any]) -> NoReturn:
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[drop], cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
 
 
 _HEARTBEATS = to_monitor(AgentMessage.HEARTBEAT, AgentId(""))
