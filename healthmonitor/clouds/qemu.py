@@ -37,7 +37,7 @@ from healthmonitor.clouds.cloud import (
 from healthmonitor.clouds.local_store import LocalStore, Stage, Tombstone, VmRecord
 from healthmonitor.clouds.qemu_disks import QemuDisks
 from healthmonitor.clouds.qemu_images import make_overlay, run
-from healthmonitor.clouds.qemu_machine import CONTROL_SOCKET, MONITOR_SOCKET, Machine
+from healthmonitor.clouds.qemu_machine import CONTROL_SOCKET, MONITOR_SOCKET, Machine, PortForward, parse_forward
 from healthmonitor.clouds.qemu_template import Progress, Template, Templates
 from healthmonitor.clouds.stemcell import Stemcell, load
 from protocol.ids import CloudName, DiskCid, VmCid
@@ -288,29 +288,22 @@ class QemuCloud:
                 if status != "running":
                     await machine.execute("cont")
                 forwarded = await machine.execute("human-monitor-command", command_line="info usernet")
-                for rule in record.forward_ports:
-                    await self._forward(machine, record, rule, str(forwarded))
+                for text in record.forward_ports:
+                    await self._forward(machine, record, parse_forward(text), str(forwarded))
         except (qmp.QmpRefused, qmp.QmpUnanswered) as error:
             raise CloudUnavailable(f"{record.cid}: {error}; its console: {self.console(record.cid)}") from None
 
-    async def _forward(self, machine: qmp.Qmp, record: VmRecord, rule: str, forwarded: str) -> None:
-        protocol, address, ports = rule.split(":")
-        host_port, _, guest_port = ports.partition("-:")
+    async def _forward(self, machine: qmp.Qmp, record: VmRecord, wanted: PortForward, forwarded: str) -> None:
         for line in forwarded.splitlines():
-            words = line.split()
-            if (
-                words[:1] == [f"{protocol.upper()}[HOST_FORWARD]"]
-                and words[2:4] == [address, host_port]
-                and guest_port in words
-            ):
+            words = line.split()  # TCP[HOST_FORWARD] fd address port guest-address guest-port …
+            named = words[:1] == [f"{wanted.protocol.upper()}[HOST_FORWARD]"]
+            if named and words[2:4] == [wanted.address, str(wanted.host_port)]:
                 return
-        answer = await machine.execute(
-            "human-monitor-command", command_line=f"hostfwd_add {qemu_machine.NETWORK} {rule}"
-        )
+        command = f"hostfwd_add {qemu_machine.NETWORK} {wanted.rule}"
+        answer = await machine.execute("human-monitor-command", command_line=command)
         if answer.strip():
-            raise CloudUnavailable(
-                f"{record.cid}: port {address}:{host_port} cannot be forwarded (is it in use?): {answer.strip()}"
-            )
+            where = f"{wanted.address}:{wanted.host_port}"
+            raise CloudUnavailable(f"{record.cid}: {where} cannot be forwarded (is it in use?): {answer.strip()}")
 
     async def _machine(self, stemcell: Stemcell, cpus: int, memory_mib: int) -> Machine:
         if not self._version:
@@ -388,9 +381,11 @@ def _forwards(properties: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(rules, list | tuple):
         raise CloudRefused("cloud_properties.forward_ports: expected a list, as [127.0.0.1:16379:6379]")
     try:
-        return tuple(qemu_machine.forward_rule(str(rule)) for rule in rules)
+        for rule in rules:
+            parse_forward(str(rule))
     except ValueError as error:
         raise CloudRefused(f"cloud_properties.forward_ports: {error}") from None
+    return tuple(str(rule) for rule in rules)
 
 
 @asynccontextmanager

@@ -168,14 +168,7 @@ class QemuDisks:
                         file={"driver": "file", "filename": str(self._store.disk_file(disk)), "locking": "on"},
                     )
                 if _device(disk) not in devices:
-                    await machine.execute(
-                        "device_add",
-                        driver="virtio-blk-pci",
-                        id=_device(disk),
-                        drive=_node(disk),
-                        bus=_free_port(record.cid, devices),
-                        serial=disk,
-                    )
+                    await _add_device(machine, disk, record.cid, devices)
         except qmp.QmpRefused as error:
             if "lock" in error.description:
                 raise _held(disk, frozenset({FOREIGN})) from None
@@ -227,6 +220,23 @@ class QemuDisks:
 
     def _control(self, vm: VmCid) -> Path:
         return self._store.vm_directory(vm) / CONTROL_SOCKET
+
+
+async def _add_device(machine: qmp.Qmp, disk: DiskCid, vm: VmCid, devices: dict[str, str]) -> None:
+    """QEMU asks for the image's write lock only here; refused, the image is closed again, or this VM would seem to
+    hold it."""
+    try:
+        await machine.execute(
+            "device_add",
+            driver="virtio-blk-pci",
+            id=_device(disk),
+            drive=_node(disk),
+            bus=_free_port(vm, devices),
+            serial=disk,
+        )
+    except (qmp.QmpRefused, CloudRefused):
+        await machine.execute("blockdev-del", node_name=_node(disk))
+        raise
 
 
 def _held(disk: DiskCid, holders: frozenset[VmCid]) -> DiskHeld:

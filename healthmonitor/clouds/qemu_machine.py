@@ -120,13 +120,30 @@ def port_name(number: int) -> str:
     return f"port{number}"
 
 
-def forward_rule(text: str) -> str:
-    """`127.0.0.1:16379:6379[/udp]` (host address, host port, guest port) as QEMU's rule. ValueError when it is none.
-    Without an address it is the loopback: a database is not opened to the world by leaving something out."""
+@dataclass(frozen=True, slots=True)
+class PortForward:
+    """A port of this machine that leads to one of the guest's."""
+
+    protocol: str
+    address: str
+    host_port: int
+    guest_port: int
+
+    @property
+    def rule(self) -> str:
+        """As QEMU writes it."""
+        return f"{self.protocol}:{self.address}:{self.host_port}-:{self.guest_port}"
+
+
+def parse_forward(text: str) -> PortForward:
+    """From `127.0.0.1:16379:6379[/udp]` (host address, host port, guest port). ValueError when it is none. Without an
+    address it is the loopback: a database is not opened to the world by leaving something out."""
     match = _FORWARD.fullmatch(text)
     if match is None or not all(0 < int(match[name]) < 65536 for name in ("host", "guest")):
         raise ValueError(f"{text!r}: expected [address:]host_port:guest_port[/tcp|/udp], as 127.0.0.1:16379:6379")
-    return f"{match['protocol'] or 'tcp'}:{match['address'] or '127.0.0.1'}:{match['host']}-:{match['guest']}"
+    return PortForward(
+        match["protocol"] or "tcp", match["address"] or "127.0.0.1", int(match["host"]), int(match["guest"])
+    )
 
 
 def padded_settings(settings: bytes) -> bytes:
