@@ -219,6 +219,26 @@ async def test_a_template_wakes_up_as_somebody_in_well_under_a_second(
     assert first.beat.resurgam.engine is EngineState.UP
 
 
+async def test_heartbeats_go_on_while_the_engine_is_frozen(docker: OwnDocker, bus: NatsBus, program: Program) -> None:
+    """dockerd stopped with SIGSTOP accepts and does not answer: said in the heartbeat, which is never late for it."""
+    heard = await listen(bus)
+    program.start()
+    await apply(bus, heard)
+    pid = docker.daemon.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        before = len(heard)
+        await until(lambda: heard[-1].beat.resurgam.engine is EngineState.HUNG, what="hung is told", seconds=30)
+        assert heard[-1].beat.job_state == "unknown"
+        await until(lambda: len(heard) >= before + 40)
+        gaps = [later.at - earlier.at for earlier, later in zip(heard[before:], heard[before + 1 :], strict=False)]
+        assert max(gaps) < 5 * 0.2, f"interval 0.2 s, longest gap {max(gaps):.2f} s"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await until(lambda: running(heard), what="up again, and everything runs", seconds=30)
+
+
 async def test_systemd_hears_ready_and_alive(docker: OwnDocker, program: Program) -> None:
     """Type=notify and WatchdogSec, over a real socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
