@@ -14,9 +14,10 @@ import asyncio
 import hmac
 import ipaddress
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
@@ -28,6 +29,7 @@ from starlette.routing import Route
 from healthmonitor import api_bodies as bodies
 from healthmonitor import api_views as views
 from healthmonitor.api_errors import ApiError, Endpoint, guarded, reply
+from healthmonitor.core.fleet import AgentView
 from healthmonitor.core.judgement import FleetView, Judgement, Verdict
 from healthmonitor.core.manifest import Manifest
 from healthmonitor.core.records import InstanceRecord, Step
@@ -38,6 +40,7 @@ from protocol.ids import DeploymentName, InstanceId, instance_id
 
 BODY_MAX_BYTES = 1024 * 1024
 EVENTS_MAX = 10_000
+STRANGERS_MAX = 100
 FOLLOWERS_MAX = 64
 KEEP_ALIVE_SECONDS = 10.0
 USER_HEADER = "x-resurgam-user"
@@ -77,6 +80,10 @@ class MonitorState(Protocol):
 
     def metrics(self) -> bytes:
         """Prometheus' text format."""
+        ...
+
+    def strangers(self) -> Iterable[AgentView]:
+        """Agents of no deployment."""
         ...
 
 
@@ -164,6 +171,9 @@ class Api:
                 views.incident_view(incident)
                 for incident in parts.journal.incidents().values()
                 if incident.resolved_at is None
+            ],
+            "strangers": [
+                views.stranger_view(stranger) for stranger in islice(parts.monitor.strangers(), STRANGERS_MAX)
             ],
         }
         return JSONResponse(body)

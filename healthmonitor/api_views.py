@@ -6,9 +6,11 @@ it: container environments and cloud properties are left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from healthmonitor.core.fleet import AgentView
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.operator_view import Tone, container_is_fine, describe, what_to_do
 from healthmonitor.core.records import (
@@ -171,6 +173,15 @@ def switches_view(switches: Switches, configured: bool) -> dict[str, Any]:
         "paused_by": switches.paused_by,
         "meltdown_overridden_until": switches.meltdown_overridden_until,
         "overridden_by": switches.overridden_by,
+    }
+
+
+def stranger_view(stranger: AgentView) -> dict[str, Any]:
+    return {
+        "agent_id": stranger.agent,
+        "verdict": stranger.verdict.value,
+        "known_seconds": stranger.known_seconds,
+        "silent_seconds": stranger.silent_seconds if math.isfinite(stranger.silent_seconds) else None,
     }
 
 

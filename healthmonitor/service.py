@@ -160,6 +160,7 @@ class Service:
             loop.time,
             lambda: self.configuration.policy.resurrection.enabled,
             lambda: generate_latest(figures),
+            lambda: fleet.strangers(loop.time()),
         )
         intake = ManifestIntake(journal, lambda: clouds.keys(), self._stemcells)
         actions = OperatorActions(journal, resurrector, agents, state, intake, time.time)

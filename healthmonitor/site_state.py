@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from healthmonitor.core.fleet import AgentView
 from healthmonitor.core.judgement import Judgement
 from healthmonitor.leadership import Leadership
 
@@ -34,6 +35,7 @@ class SiteState:
         now: Callable[[], float],
         resurrection_configured: Callable[[], bool],
         metrics: Callable[[], bytes],
+        strangers: Callable[[], Iterable[AgentView]],
     ) -> None:
         self._id = monitor_id
         self.bus_connected = bus_connected
@@ -45,6 +47,7 @@ class SiteState:
         self._now = now
         self.resurrection_configured = resurrection_configured
         self.metrics = metrics
+        self.strangers = strangers
 
     @property
     def id(self) -> str:

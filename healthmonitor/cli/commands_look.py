@@ -29,6 +29,7 @@ def status(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="[DEPLOYMENT|INSTANCE]", help="Only this one, in full.")] = "",
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Draw it again every second until Ctrl-C.")] = False,
+    strangers: Annotated[bool, typer.Option("--strangers", help="Agents that are heard and of no deployment.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 5 unless all is as it should be.")] = False,
 ) -> None:
     """What there is, how it is, and what wants a person."""
@@ -39,6 +40,8 @@ def status(
     found = _narrowed(session.status(), name)
     if session.screen.as_json:
         session.screen.json(found)
+    elif strangers:
+        _show_strangers(session, found["strangers"])
     else:
         session.screen.console.print(_drawn(found, name, session))
     if check and not all_good(found):
@@ -155,6 +158,22 @@ def _drawn(found: Any, name: str, session: Session) -> Any:
     if name and len(found["instances"]) == 1 and found["instances"][0]["deployment"] != name:
         return instance_view(found["instances"][0], now, session.screen.is_terminal)
     return status_view(found, now, session.screen.is_terminal)
+
+
+def _show_strangers(session: Session, found: list[Any]) -> None:
+    if not found:
+        session.screen.say("every agent that is heard belongs to a deployment", "green")
+        return
+    rows = [
+        (
+            item["agent_id"],
+            item["verdict"].replace("_", " "),
+            duration(item["known_seconds"]),
+            "never heard" if item["silent_seconds"] is None else duration(item["silent_seconds"]),
+        )
+        for item in found
+    ]
+    session.screen.table(("agent", "verdict", "known for", "silent for"), rows)
 
 
 def _watch(session: Session, name: str) -> None:

@@ -94,7 +94,7 @@ KINDS: Mapping[str, Kind] = {
         Severity.ERROR,
         "{subject} answers, but its heartbeats do not come",
         "The agent answers questions, so the VM lives; its heartbeats are lost on the way or not sent.",
-        "resurgam logs {instance} --agent",
+        "resurgam status {instance}",
         _lease,
     ),
     "instance_has_no_vm": Kind(
@@ -143,14 +143,14 @@ KINDS: Mapping[str, Kind] = {
         Severity.WARNING,
         "container {subject} is in no specification and cannot be removed",
         "It carries our label and is left over.",
-        "resurgam logs {instance} --agent",
+        "resurgam status {instance}",
         _slow,
     ),
     "engine_not_up": Kind(
         Severity.ERROR,
         "the Docker engine of {subject} does not answer",
         "It is down, or accepts and does not answer. The agent restarts it.",
-        "resurgam logs {instance} --agent",
+        "resurgam status {instance}",
         _container,
     ),
     "disk_missing": Kind(
@@ -178,7 +178,7 @@ KINDS: Mapping[str, Kind] = {
         Severity.CRITICAL,
         "disk {subject} was refused",
         "A foreign signature, a file system that needs a person, or a failed mount. It is not formatted.",
-        "resurgam logs {instance} --agent",
+        "resurgam status {instance}",
         _at_once,
     ),
     "specification_drift": Kind(
@@ -192,7 +192,7 @@ KINDS: Mapping[str, Kind] = {
         Severity.WARNING,
         "{subject} believes that it is cut off from the centre",
         "Its heartbeats come, but nothing reaches it.",
-        "resurgam logs {instance} --agent",
+        "resurgam status {instance}",
         _lease,
     ),
     "operation_unfenced": Kind(

@@ -14,6 +14,7 @@ import pytest
 
 from healthmonitor.api import Api, ApiParts, Role
 from healthmonitor.api_server import AddressInUse, ApiServer, bind
+from healthmonitor.core.fleet import AgentView
 from healthmonitor.core.judgement import Judgement, Verdict
 from healthmonitor.core.operation import IllegalTransition
 from healthmonitor.core.records import InstanceRecord, Operation, OperationKind, Step, VmBinding
@@ -119,6 +120,9 @@ class PretendedMonitor:
 
     def metrics(self) -> bytes:
         return b"resurgam_up 1\n"
+
+    def strangers(self) -> list[AgentView]:
+        return [AgentView(AgentId("old"), Verdict.ALIVE, "", None, float("inf"), 0.0, 3.0)]
 
     def verdict(self, agent: AgentId) -> Verdict:
         return Verdict.ALIVE if agent in self.heartbeats else Verdict.UNHEARD
@@ -347,6 +351,7 @@ async def test_status_tells_what_the_agents_said(site: Site) -> None:
     record = await site.with_instance()
     status = (await site.http.get("/v1/status")).json()
     (instance,) = status["instances"]
+    assert status["strangers"][0]["agent_id"] == "old"
     assert (instance["state"], instance["tone"], instance["verdict"]) == ("running", "good", "alive")
     assert (status["deployments"][0]["instances_good"], status["deployments"][0]["instances"]) == (1, 1)
     await site.journal.save_instance(replace(record, vm=None), record)

@@ -102,6 +102,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "deployments": [deployment()],
         "instances": [instance("shop/db/0"), instance("shop/web/0")],
         "incidents": [],
+        "strangers": [],
     }
     return {**whole, **changes}
 

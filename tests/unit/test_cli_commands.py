@@ -323,6 +323,14 @@ def test_a_container_that_is_broken_says_why(command: Command, api: PretendedApi
     assert "redis      crash loop  1 min 05 s  7         exited 139: no" in out
 
 
+def test_strangers_are_listed(command: Command, api: PretendedApi) -> None:
+    """Agents of no deployment are shown with how long they have been known and silent."""
+    assert "every agent" in command("status", "--strangers").out
+    stranger = {"agent_id": "old-1", "verdict": "alive", "known_seconds": 65.0, "silent_seconds": None}
+    api.answers["GET", "/v1/status"] = status(strangers=[stranger])
+    assert "old-1  alive    1 min 05 s  never heard" in command("status", "--strangers").out
+
+
 def test_logs_need_no_container_name_where_there_is_one(command: Command, api: PretendedApi) -> None:
     """With a single container its name may be left out."""
     api.answers["GET", "/v1/instances/shop/db/0"] = instance("shop/db/0")
