@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from healthmonitor.core.policy import ResurrectionPolicy
 from healthmonitor.core.records import Hold, Switches
@@ -71,11 +72,11 @@ def _switched_off(inputs: GuardInputs) -> GuardDecision | None:
 
 
 def _paused(inputs: GuardInputs) -> GuardDecision | None:
-    left = inputs.switches.paused_until - inputs.now_unix
-    if left <= 0:
+    if inputs.switches.paused_until <= inputs.now_unix:
         return None
     by = f" by {inputs.switches.paused_by}" if inputs.switches.paused_by else ""
-    return GuardDecision(Hold.PAUSED, f"paused{by} for {_whole(left)} s more; `resurgam pause 0` ends the pause")
+    until = _clock(inputs.switches.paused_until)
+    return GuardDecision(Hold.PAUSED, f"paused{by} until {until}; `resurgam pause 0` ends the pause")
 
 
 def _maintenance(inputs: GuardInputs) -> GuardDecision | None:
@@ -112,8 +113,9 @@ def _budget(inputs: GuardInputs) -> GuardDecision | None:
     budget = inputs.policy.hourly_budget
     if len(recent) < budget:
         return None
-    again = recent[len(recent) - budget] + BUDGET_WINDOW_SECONDS - inputs.now_unix if budget > 0 else 0.0
-    when = f"the next may begin in {_whole(again)} s" if budget > 0 else "none may begin"
+    when = "none may begin"
+    if budget > 0:
+        when = f"the next may begin at {_clock(recent[len(recent) - budget] + BUDGET_WINDOW_SECONDS)}"
     return GuardDecision(
         Hold.BUDGET,
         f"{len(recent)} VMs were rebuilt within the last hour, as many as the budget of {budget} allows; {when}",
@@ -130,5 +132,6 @@ def _concurrency(inputs: GuardInputs) -> GuardDecision | None:
     )
 
 
-def _whole(seconds: float) -> int:
-    return max(1, round(seconds))
+def _clock(unix_time: float) -> str:
+    """A time, not a time left: the sentence stays the same while the hold does, so it is written down once."""
+    return datetime.fromtimestamp(unix_time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

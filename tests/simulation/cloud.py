@@ -272,8 +272,10 @@ class SimulatedCloud:
                 return
             self._forgotten.add(vm)
             if self.delete_lies or found.host_dead:
-                for cid in found.attached:
+                for cid in list(found.attached):
                     self._disks[cid].said_free = True
+                    if not found.can_write:
+                        self._unplug(found, cid)
                 return
             if found.power is not Power.OFF:
                 found.power = Power.OFF
