@@ -133,6 +133,22 @@ async def test_a_fw_cfg_source(tmp_path: Path) -> None:
     assert parse(await source.read() or b"", source.name).agent_id == "resumed"
 
 
+@pytest.mark.parametrize("length", [100, 4000, 4096, 4097, 8192, 12_000, 16_384])
+@pytest.mark.parametrize("padding", [b" ", b"\0"])
+async def test_fw_cfg_is_read_to_its_padding_and_no_further(tmp_path: Path, length: int, padding: bytes) -> None:
+    """Whatever page the settings end in, they are whole, and pages of nothing but padding are left unread."""
+    base = len(codec.to_json(AgentSettings(AgentId("a"), SETTINGS.bus)))
+    settings = AgentSettings(AgentId("a"), SETTINGS.bus, hostname="h" * (max(0, length - base)))
+    raw = codec.to_json(settings)
+    entry = tmp_path / settings_sources.FW_CFG_ENTRY
+    entry.parent.mkdir(parents=True)
+    entry.write_bytes(raw.ljust(16 * 1024, padding))
+    read = await FwCfgSource(tmp_path, load_module=False).read()
+    assert read is not None
+    assert parse(read, "fw_cfg") == settings
+    assert len(read) <= len(raw) + 4096 + settings_sources.PADDING_BYTES
+
+
 def make_drive(directory: Path, files: dict[str, bytes]) -> Path:
     content = directory / "content"
     content.mkdir()
