@@ -349,6 +349,8 @@ class World:
                     lambda a, i=instance: a.confirm_fence(i, PERSON, "pulled its plug"),  # type: ignore[misc]
                     tries=3,
                 )
+            if "is held by" in operation.error:
+                self._detach_from_what_is_off()
         names = {record.name for record in records.deployments}
         for name, text in list(self._deployed.items()):
             failed = any(
@@ -362,6 +364,15 @@ class World:
         for machine in self.fleet_of_machines.values():
             if machine.key == key:
                 self.cloud.kill_vm(machine.vm_cid)
+
+    def _detach_from_what_is_off(self) -> None:
+        """In the cloud's console: a VM that the cloud forgot, and that is off, gives back its disks."""
+        for vm in self.cloud.vms.values():
+            if not vm.can_write:
+                for disk in sorted(vm.attached):
+                    self.trace.tell(Voice.PERSON, PERSON.name, f"detaches {disk} from {vm.cid}, which is off")
+                    vm.attached.discard(disk)
+                    vm.machine.detach(disk)
 
     def _switches(self) -> Switches:
         bucket = self.server.store.buckets.get(SWITCHES)
