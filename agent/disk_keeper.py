@@ -97,6 +97,7 @@ class DiskKeeper:
         self._write = write
         self._instance: InstanceId | None = None
         self._revision = 0
+        self._named: frozenset[DiskCid] = frozenset()
         self._kept: dict[DiskCid, _Kept] = {}
         self._told: dict[DiskName, str] | None = None
         self._wake = asyncio.Event()
@@ -107,6 +108,7 @@ class DiskKeeper:
         self._revision = spec.revision if spec is not None else 0
         hints = {disk.cid: disk.device for disk in self._known.by_command}
         named = {disk.cid: disk for disk in spec.disks} if spec is not None else {}
+        self._named = frozenset(named)
         for disk in (*self._known.by_command, *named.values()):
             self._keep(_with_hint(disk, hints.get(disk.cid, "")))
         for cid in list(self._kept):
@@ -119,7 +121,12 @@ class DiskKeeper:
         self._callbacks.append(callback)
 
     def reports(self) -> tuple[DiskReport, ...]:
-        return tuple(_report(kept) for _, kept in sorted(self._kept.items()))
+        """Of the disks that should be here: one that was let go, and that no specification names, is no news."""
+        return tuple(
+            _report(kept)
+            for cid, kept in sorted(self._kept.items())
+            if kept.device or cid in self._named or not self._released(kept)
+        )
 
     def mounted(self) -> dict[DiskName, str]:
         return {kept.disk.name: self._tools.directory(kept.disk) for kept in self._kept.values() if kept.device}
@@ -139,7 +146,10 @@ class DiskKeeper:
         others = tuple(item for item in self._known.by_command if item.cid != disk.cid)
         if len(others) >= DISKS_MAX:
             raise DiskRefused(f"more than {DISKS_MAX} disks; remove those that are gone with remove_persistent_disk")
-        released = {**self._known.released, disk.cid: self._known.released.get(disk.cid, self._revision)}
+        kept = self._kept.get(disk.cid)
+        released = dict(self._known.released)
+        if disk.cid not in self._named and (kept is None or not kept.device):
+            released.setdefault(disk.cid, self._revision)  # announced is not yet mounted
         await self._remember(KnownDisks((*others, disk), released))
         self._keep(disk)
 
@@ -278,7 +288,7 @@ class DiskKeeper:
 
     def _released(self, kept: _Kept) -> bool:
         revision = self._known.released.get(kept.disk.cid)
-        return revision is not None and revision >= self._revision
+        return revision is not None and (revision >= self._revision or kept.disk.cid not in self._named)
 
     def _changed(self) -> None:
         for callback in self._callbacks:

@@ -287,6 +287,25 @@ async def test_disks_are_mounted_listed_and_unmounted_by_command(caller: Caller,
     assert (await caller.call_to_end("unmount_disk", "d-1"))["message"] == "Partition of d-1 is not mounted"
 
 
+async def test_a_disk_that_was_let_go_is_not_missed_later(caller: Caller, agent: RunningAgent) -> None:
+    """Unmounted and no longer specified: the cloud takes it away, and no later revision asks for it or reports it.
+    One that a newer specification names is mounted again."""
+    disk = DiskSpec(DiskName("data"), DiskCid("d-1"), device="/dev/vdb")
+    await caller.call_to_end("mount_disk", "d-1", {"name": "data", "device": "/dev/vdb"})
+    await caller.call("apply", plain(make_spec(1, disks=(disk,))))
+    await caller.call("apply", plain(make_spec(2)))
+    await caller.call_to_end("unmount_disk", "d-1")
+    attempts = len(agent.tools.attempts)
+    await caller.call("apply", plain(make_spec(3)))
+    other = DiskSpec(DiskName("logs"), DiskCid("d-2"), device="/dev/vdc")
+    await caller.call("apply", plain(make_spec(4, disks=(other,))))
+    await until(lambda: agent.supervisor.disks == {"logs": "/disks/logs"})
+    assert agent.tools.attempts[attempts:] == ["d-2"]
+    assert [report.cid for report in agent.disks.reports()] == ["d-2"]
+    await caller.call("apply", plain(make_spec(5, disks=(other, disk))))
+    await until(lambda: agent.supervisor.disks == {"logs": "/disks/logs", "data": "/disks/data"})
+
+
 async def test_boshs_form_of_mounting_uses_the_hint_that_was_added(caller: Caller, agent: RunningAgent) -> None:
     """add_persistent_disk with a path or an object, then mount_disk with the cid alone."""
     await caller.call("apply", plain(make_spec()))
