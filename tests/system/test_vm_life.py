@@ -46,7 +46,7 @@ instance_groups:
     containers:
       redis:
         image: resurgam-demo/redis:1
-        command: redis-server --dir /data --appendonly yes --appendfsync always --protected-mode no
+        command: --dir /data --appendonly yes --appendfsync always --protected-mode no
         ports: ["6379:6379"]
         volumes: ["data:/data"]
         healthcheck: {{test: ["CMD", "redis-cli", "ping"], interval: 1s, timeout: 5s, retries: 10, start_period: 30s}}
