@@ -23,7 +23,7 @@ import structlog
 from agent.core import dependencies, engine_watch
 from agent.core.actions import Action, ActionKey, Create, Outcome, Pull, Remove, Start, Stop
 from agent.core.ledger import RUNNING, Ledger, Note, record, request_restart
-from agent.core.reconcile import Decision, Observation, Situation, SupervisionPolicy, decide
+from agent.core.reconcile import Decision, Observation, Situation, SupervisionPolicy, decide, spec_hashes
 from agent.core.reporting import Since, is_settled, reports, reports_without_engine, with_ages
 from agent.dockerd import DaemonError, DockerDaemon
 from agent.engine import ActualContainer, Engine, EngineError, EngineRefused, EngineUnavailable, ImageMissing
@@ -95,6 +95,7 @@ class Supervisor:
         self._limits = limits or ShellLimits()
 
         self._desired: InstanceSpec | None = None
+        self._hashes: Mapping[ContainerName, str] = {}
         self._mounts: Mapping[DiskName, str] = {}
         self._isolated = False
         self._draining = False
@@ -133,6 +134,7 @@ class Supervisor:
         if spec is not None:
             dependencies.check(spec.containers)
         self._desired = spec
+        self._hashes = spec_hashes(spec) if spec is not None else {}
         self._draining = False
         self._changed()
 
@@ -297,7 +299,7 @@ class Supervisor:
             names, self._restarts_requested = self._restarts_requested, []
             by_name = {container.name: container for container in actual if container.instance == spec.instance}
             self._ledger = request_restart(self._ledger, names, by_name)
-        return decide(self._ledger, spec, self._observation(actual), now, self._policy)
+        return decide(self._ledger, spec, self._hashes, self._observation(actual), now, self._policy)
 
     def _observation(self, actual: tuple[ActualContainer, ...]) -> Observation:
         kills = {
@@ -383,7 +385,7 @@ class Supervisor:
     # Reporting.
 
     def _report(self, spec: InstanceSpec, actual: tuple[ActualContainer, ...], now: float, acts: bool) -> None:
-        situation = Situation(self._ledger, spec, self._observation(actual), now, self._policy)
+        situation = Situation(self._ledger, spec, self._observation(actual), now, self._policy, self._hashes)
         found, self._since = reports(situation, self._since)
         unsettled = acts or self._wake.is_set() or bool(self._busy) or len(found) > len(spec.containers)
         settled = not unsettled and all(is_settled(item, situation.wanted(ContainerName(item.name))) for item in found)

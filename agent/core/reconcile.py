@@ -84,6 +84,7 @@ class Situation:
     seen: Observation
     now: float
     policy: SupervisionPolicy
+    hashes: Mapping[ContainerName, str]  # of `spec`; they cost more than all the rest, so they are made once
 
     @cached_property
     def specs(self) -> dict[ContainerName, ContainerSpec]:
@@ -92,10 +93,6 @@ class Situation:
     @cached_property
     def graph(self) -> dict[ContainerName, tuple[Dependency, ...]]:
         return dependencies(self.spec.containers)
-
-    @cached_property
-    def hashes(self) -> dict[ContainerName, str]:
-        return {container.name: spec_hash(container) for container in self.spec.containers}
 
     @cached_property
     def actual(self) -> dict[ContainerName, ActualContainer]:
@@ -258,13 +255,22 @@ class Situation:
         return (container.status in RUNNING, is_current, container.container_id)
 
 
+def spec_hashes(spec: InstanceSpec) -> dict[ContainerName, str]:
+    return {container.name: spec_hash(container) for container in spec.containers}
+
+
 def decide(
-    ledger: Ledger, desired: InstanceSpec | None, seen: Observation, now: float, policy: SupervisionPolicy
+    ledger: Ledger,
+    desired: InstanceSpec | None,
+    hashes: Mapping[ContainerName, str],
+    seen: Observation,
+    now: float,
+    policy: SupervisionPolicy,
 ) -> Decision:
-    """The next actions, at most one per container and none for what is busy."""
+    """The next actions, at most one per container and none for what is busy. `hashes`: spec_hashes(desired)."""
     if desired is None or seen.actual is None:
         return Decision(ledger, (), {}, policy.full_look_seconds)
-    first = Situation(ledger, desired, seen, now, policy)
+    first = Situation(ledger, desired, seen, now, policy, hashes)
     ledger = observe(
         ledger, first.hashes, first.graph, first.actual, seen.oom_kills, _busy_names(first), now, policy.backoff
     )

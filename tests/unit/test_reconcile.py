@@ -9,7 +9,7 @@ import pytest
 
 from agent.core.actions import Action, Create, Outcome, Pull, Remove, Stop
 from agent.core.ledger import Ledger, Note, record, request_restart
-from agent.core.reconcile import Decision, Observation, Situation, SupervisionPolicy, decide
+from agent.core.reconcile import Decision, Observation, Situation, SupervisionPolicy, decide, spec_hashes
 from agent.core.reporting import Since, reports
 from agent.engine import ActualContainer, EngineRefused, EngineUnavailable, Health, ImageMissing, PortInUse, Status
 from protocol.heartbeat import ContainerReport, ContainerState, Reason
@@ -74,7 +74,8 @@ class Play:
     def look(self, *actual: ActualContainer, after: float = 0.1, **seen: Any) -> tuple[Action, ...]:
         self.now += after
         self.observation = Observation(actual, **{**self.seen, **seen})
-        self.last = decide(self.ledger, self.spec, self.observation, self.now, POLICY)
+        hashes = spec_hashes(self.spec) if self.spec is not None else {}
+        self.last = decide(self.ledger, self.spec, hashes, self.observation, self.now, POLICY)
         self.ledger = self.last.ledger
         return self.last.actions
 
@@ -84,7 +85,7 @@ class Play:
 
     def report(self, name: str) -> ContainerReport:
         assert self.spec is not None
-        situation = Situation(self.ledger, self.spec, self.observation, self.now, POLICY)
+        situation = Situation(self.ledger, self.spec, self.observation, self.now, POLICY, spec_hashes(self.spec))
         found, _ = reports(situation, Since())
         return next(report for report in found if report.name == name)
 
@@ -174,7 +175,7 @@ def test_no_specification_or_no_engine_touches_nothing() -> None:
     """In doubt nothing is done: before the specification was read, and while the engine does not answer."""
     assert Play(None).look(running(REDIS), ended(OTHER)) == ()
     play = Play(instance(REDIS))
-    decision = decide(play.ledger, play.spec, Observation(None), 1.0, POLICY)
+    decision = decide(play.ledger, play.spec, {}, Observation(None), 1.0, POLICY)
     assert decision.actions == ()
 
 
