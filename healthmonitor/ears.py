@@ -66,7 +66,7 @@ class Ears:
 
     async def open(self) -> None:
         self._bus.on_connection_change(self._connection_changed)
-        self._fleet.bus_changed(self._bus.connected, self._loop.time())
+        self._fleet.own.bus_changed(self._bus.connected, self._loop.time())
         for subject, callback in (
             (subjects.every_agent(AgentMessage.HEARTBEAT), self._heartbeat),
             (subjects.every_agent(AgentMessage.ALERT), self._alert),
@@ -126,7 +126,7 @@ class Ears:
             return
         if extension is not None and extension.boot_id == self._incarnation:
             self.canaries_heard += 1
-            self._fleet.canary_heard(extension.sent_at_seconds)
+            self._fleet.own.canary_heard(extension.sent_at_seconds)
 
     def _shutdown(self, message: Message) -> None:
         agent = subjects.agent_of(message.subject)
@@ -154,5 +154,5 @@ class Ears:
             self._wake()
 
     def _connection_changed(self, connected: bool) -> None:
-        self._fleet.bus_changed(connected, self._loop.time())
+        self._fleet.own.bus_changed(connected, self._loop.time())
         self._wake()

@@ -99,6 +99,7 @@ class Monitor:
         self._expectations = Expectations()
         self._meltdown = Meltdown(policy.meltdown)
         self._incidents: Incidents | None = None  # only while leading
+        self._given_up = 0
         self._records: Mapping[InstanceId, InstanceRecord] = {}
         self._operations: Mapping[InstanceId, Operation] = {}
         self._dirty: dict[InstanceId, None] = {}
@@ -151,7 +152,7 @@ class Monitor:
             self.lag_seconds = max(0.0, now - before - self._policy.turn_seconds)
             if self.lag_seconds > self._policy.liveness.loop_lag_seconds:
                 log.warning("loop.lagged", seconds=round(self.lag_seconds, 2))
-                self.fleet.lagged(self.lag_seconds, now)
+                self.fleet.own.lagged(self.lag_seconds, now)
             before = now
             self._woken.clear()
             wait = self._turn(now, tasks)
@@ -254,8 +255,12 @@ class Monitor:
         self._dirty.clear()
 
     def _notify(self, now: float) -> None:
-        if not self._leadership.is_leader():
+        given_up = self.notifier.unwritten + self.notifier.overflowed
+        if not self._leadership.is_leader() or given_up != self._given_up:
+            # What is not written is not known to be open: when this monitor leads (again), it starts from the journal.
             self._incidents = None
+            self._given_up = given_up
+        if not self._leadership.is_leader():
             return
         if self._incidents is None:
             known = [incident for incident in self._journal.incidents().values() if incident.resolved_at is None]

@@ -55,6 +55,7 @@ class Notifier:
         self._channels = [(channel, asyncio.Queue[_Entry](LINE_MAX)) for channel in channels]
         self._told: set[str] = set()
         self.overflowed = 0
+        self.unwritten = 0  # because this monitor did not lead any more; who leads now opens them anew
         self.undelivered: dict[str, str] = {}  # channel → why it cannot deliver now
 
     def told_before(self, keys: Iterable[str]) -> None:
@@ -98,6 +99,7 @@ class Notifier:
                 if isinstance(entry, _Entry):
                     self._tell(entry)
                 return
+        self.unwritten += 1
 
     async def _write_incident(self, entry: _Entry) -> None:
         incident = entry.incident

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from healthmonitor.clouds.cloud import Power, VmObservation
+from healthmonitor.core.hearing import OwnHearing
 from healthmonitor.core.judgement import Judgement, Missing, Verdict
 from healthmonitor.core.liveness import (
     NEVER,
@@ -34,7 +35,6 @@ from healthmonitor.core.policy import LivenessPolicy
 from protocol import heartbeat as wire
 from protocol.heartbeat import Glance, Heartbeat
 from protocol.ids import AgentId, InstanceId
-
 
 LATE_ASKS_MAX = 32
 """Questions begun in one decision only because a heartbeat was late. When the monitor itself is behind, everybody looks
@@ -95,19 +95,6 @@ class Counters:
     observed: int = 0
 
 
-@dataclass(slots=True)
-class _Ears:
-    """The monitor's own hearing."""
-
-    started_at: float
-    connected: bool = True
-    back_at: float = NEVER
-    canary_at: float = NEVER
-    canary_back_at: float = NEVER
-    lagged_at: float = NEVER
-    lag_seconds: float = 0.0
-
-
 class Fleet:
     """Implements judgement.FleetView. All times are the loop's clock."""
 
@@ -118,10 +105,10 @@ class Fleet:
         self._inquiries: dict[AgentId, Inquiry] = {}
         self._due: list[tuple[float, AgentId]] = []
         self._changed: dict[AgentId, None] = {}  # a dict for its order: runs must repeat
-        self._ears = _Ears(started_at, canary_at=started_at)
+        self.own = OwnHearing(policy, started_at)
         self._strangers: dict[AgentId, None] = {}
         self._now = started_at  # of the last decision
-        self._hearing = self.hearing(started_at)
+        self._hearing = self.own.at(started_at)
         self.counters = Counters()
 
     # What is heard
@@ -226,50 +213,6 @@ class Fleet:
         if agent_id in self._agents:
             self._inquire(agent_id, Cause.SHUT_DOWN, at)
 
-    # The monitor's own hearing
-
-    def bus_changed(self, connected: bool, at: float) -> None:
-        ears = self._ears
-        if connected and not ears.connected:
-            ears.back_at = at
-            ears.canary_at = max(ears.canary_at, at)
-        ears.connected = connected
-
-    def canary_heard(self, at: float) -> None:
-        """`at`: when the canary was sent, so that one that lay in a buffer proves no more than it may."""
-        ears = self._ears
-        if at - ears.canary_at > self._policy.canary_lost_seconds:
-            ears.canary_back_at = at
-        ears.canary_at = max(ears.canary_at, at)
-
-    def canary_silent_seconds(self, now: float) -> float:
-        """Since the monitor last heard itself through the bus (or began to listen)."""
-        return now - self._ears.canary_at
-
-    def lagged(self, seconds: float, at: float) -> None:
-        """The loop's turn came `seconds` late; what should have been heard meanwhile is only being read now."""
-        self._ears.lagged_at = at
-        self._ears.lag_seconds = seconds
-        self._ears.canary_at = max(self._ears.canary_at, at - self._policy.canary_interval_seconds)
-
-    def hearing(self, now: float) -> Hearing:
-        policy, ears = self._policy, self._ears
-        lease = policy.lease_seconds
-        since = max(ears.started_at, ears.back_at, ears.canary_back_at, ears.lagged_at)
-        if not ears.connected:
-            return Hearing(now, "the bus is not connected")
-        if now - ears.canary_at > policy.canary_lost_seconds:
-            return Hearing(
-                now, f"the monitor's own heartbeat through the bus has not come back for {now - ears.canary_at:.0f} s"
-            )
-        if now < ears.started_at + policy.start_grace_seconds:
-            return Hearing(since, f"the monitor began to listen only {now - ears.started_at:.0f} s ago")
-        if now < ears.back_at + max(lease, policy.start_grace_seconds):
-            return Hearing(since, f"the bus came back only {now - ears.back_at:.0f} s ago")
-        if now < ears.canary_back_at + lease:
-            return Hearing(since, f"the monitor hears itself again only since {now - ears.canary_back_at:.0f} s")
-        return Hearing(since)
-
     # What is expected
 
     def expect(
@@ -303,14 +246,14 @@ class Fleet:
 
     def set_policy(self, policy: LivenessPolicy, now: float) -> None:
         """Leases are counted anew where due times were set by the former policy."""
-        self._policy = policy
+        self._policy = self.own.policy = policy
         self._due = [(now, agent_id) for _, agent_id in self._due]
         heapq.heapify(self._due)
 
     # What follows
 
     def decide(self, now: float) -> FleetDecision:
-        hearing = self.hearing(now)
+        hearing = self.own.at(now)
         self._look_at_due(hearing, now)
         mass = self._mass(now)
         if mass:
@@ -338,9 +281,8 @@ class Fleet:
                     since = max(agent.life.alive_at, agent.expected_at)
                     missing[agent.instance] = Missing(agent_id, since, judged.evidence, judged.by_cloud)
             elif judged.because is Because.LAGGED:
-                ears = self._ears
-                lagged = f"the monitor's loop was {ears.lag_seconds:.1f} s late {now - ears.lagged_at:.0f} s ago"
-            if not inquiry.asking and inquiry.next_ask_at <= now and self._ears.connected:
+                lagged = self.own.lag(now)
+            if not inquiry.asking and inquiry.next_ask_at <= now and self.own.connected:
                 if not inquiry.suspect:
                     late_asks += 1
                     if late_asks > LATE_ASKS_MAX:

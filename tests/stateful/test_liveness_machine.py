@@ -57,7 +57,7 @@ class FleetMachine(RuleBasedStateMachine):
     def start_monitor(self) -> None:
         self.fleet = Fleet(POLICY, self.now)
         self.fleet.expect({vm.agent: vm.instance for vm in self.vms}, self.now)
-        self.fleet.bus_changed(self.bus, self.now)
+        self.fleet.own.bus_changed(self.bus, self.now)
         self.gap_at = self.now
         for vm in self.vms:
             vm.boots_least_delay = float("inf")
@@ -74,7 +74,7 @@ class FleetMachine(RuleBasedStateMachine):
                     if self.now >= vm.beat_at:
                         self.beat(vm)
             if self.bus:
-                self.fleet.canary_heard(self.now)
+                self.fleet.own.canary_heard(self.now)
             self.turn()
 
     def beat(self, vm: Vm) -> None:
@@ -169,7 +169,7 @@ class FleetMachine(RuleBasedStateMachine):
         if connected != self.bus:
             self.bus = connected
             self.gap_at = self.now
-            self.fleet.bus_changed(connected, self.now)
+            self.fleet.own.bus_changed(connected, self.now)
 
     @rule(seconds=st.sampled_from([1.5, 20.0]))
     def monitor_stands_still(self, seconds: float) -> None:
@@ -179,7 +179,7 @@ class FleetMachine(RuleBasedStateMachine):
                 vm.uptime += seconds
         self.now += seconds
         self.gap_at = self.now
-        self.fleet.lagged(seconds, self.now)
+        self.fleet.own.lagged(seconds, self.now)
 
     @rule()
     def restart_monitor(self) -> None:

@@ -23,7 +23,7 @@ class MeltdownMachine(RuleBasedStateMachine):
         self.missing: dict[InstanceId, AgentId] = {}
         self.vms = dict.fromkeys(PLACES, 0)
         self.overridden_until = -1.0
-        self.calm_since = dict.fromkeys([*SIZES, FLEET], 0.0)
+        self.scopes = [*SIZES, FLEET]
         self.active: dict[str, str] = {}
         self.decide()
 
@@ -31,9 +31,6 @@ class MeltdownMachine(RuleBasedStateMachine):
         before = set(self.active)
         overridden = self.now < self.overridden_until
         self.active = dict(self.meltdown.decide(self.missing, SIZES, overridden, self.now))
-        for scope in self.calm_since:
-            if self.is_too_many(scope):
-                self.calm_since[scope] = self.now
         for scope in before - set(self.active):
             assert overridden or not self.is_too_many(scope), f"{scope} ended while too many are missing"
 
@@ -48,7 +45,7 @@ class MeltdownMachine(RuleBasedStateMachine):
         for place in places:
             self.missing.setdefault(place, AgentId(f"{place.replace('/', '-')}-{self.vms[place]}"))
         self.decide()
-        for scope in self.calm_since:
+        for scope in self.scopes:
             if self.is_too_many(scope) and places and self.overridden_until < 0 and scope not in before:
                 fresh = [place for place in set(places) if scope in (FLEET, place.split("/")[0])]
                 size = len(PLACES) if scope == FLEET else SIZES[DeploymentName(scope)]

@@ -70,7 +70,7 @@ class Site:
         while self.now < until:
             self.now += step
             if self.canary:
-                self.fleet.canary_heard(self.now)
+                self.fleet.own.canary_heard(self.now)
             for agent in self.agents:
                 if agent not in self.silent and self.now >= self.beat_at[agent]:
                     self.beat_at[agent] = self.now + POLICY.heartbeat_interval_seconds
@@ -198,14 +198,14 @@ def test_a_new_vm_may_take_its_time_to_boot() -> None:
 
 def test_a_lost_bus_is_nobodys_death(site: Site) -> None:
     """While the bus is lost, and for a lease after it came back, nothing can be told."""
-    site.fleet.bus_changed(False, site.now)
+    site.fleet.own.bus_changed(False, site.now)
     site.kill(*site.agents)
     decision = site.run(60)
     assert "bus" in decision.judgement.cannot_tell
     assert not decision.judgement.missing
     assert not decision.asks
     assert site.verdict(0) is Verdict.CANNOT_TELL
-    site.fleet.bus_changed(True, site.now)
+    site.fleet.own.bus_changed(True, site.now)
     decision = site.run(POLICY.lease_seconds - 0.5)
     assert "came back" in decision.judgement.cannot_tell
     assert not decision.judgement.missing
@@ -234,7 +234,7 @@ def test_a_canary_out_of_a_buffer_proves_no_more_than_its_age_allows(site: Site)
     """The canary counts as of when it was sent."""
     site.canary = False
     site.run(20)
-    site.fleet.canary_heard(site.now - 14)
+    site.fleet.own.canary_heard(site.now - 14)
     assert site.fleet.decide(site.now).judgement.cannot_tell
 
 
@@ -242,8 +242,8 @@ def test_silence_before_a_lag_of_the_loop_proves_nothing(site: Site) -> None:
     """A monitor that stood still for 20 s has missed everybody's heartbeats; the lease is counted from its return."""
     site.kill(*site.agents)
     site.now += 20
-    site.fleet.lagged(20.0, site.now)
-    site.fleet.canary_heard(site.now)
+    site.fleet.own.lagged(20.0, site.now)
+    site.fleet.own.canary_heard(site.now)
     site.run(POLICY.lease_seconds - 1)
     assert site.decision is not None
     assert not site.decision.judgement.missing
@@ -256,7 +256,7 @@ def test_a_cloud_that_says_off_is_believed_right_after_a_lag(site: Site) -> None
     """A lag takes away what silence proves, not what the cloud and an unanswered question prove."""
     site.kill(site.agents[0], power=Power.OFF)
     site.now += 3
-    site.fleet.lagged(3.0, site.now)
+    site.fleet.own.lagged(3.0, site.now)
     site.fleet.disconnected(site.agents[0], site.now)
     site.run(0.5)
     assert site.verdict(0) is Verdict.MISSING
@@ -293,7 +293,7 @@ def test_a_late_heartbeat_makes_the_monitor_ask(site: Site) -> None:
     site.silent.add(agent)
     last = site.beat_at[agent] - POLICY.heartbeat_interval_seconds
     site.now = last + 6
-    site.fleet.canary_heard(site.now)
+    site.fleet.own.canary_heard(site.now)
     assert site.fleet.hear(agent, payload(last + 1), site.now)
     assert not site.fleet.heard_after(agent, last + 1.01)
     assert agent in site.fleet.decide(site.now).asks
@@ -360,7 +360,7 @@ def test_deciding_costs_what_is_due_and_not_what_there_is() -> None:
     for agent in agents:
         fleet.hear(agent, payload(1000.0), 1000.0)
     hearing = time.process_time() - began
-    fleet.canary_heard(1000.0)
+    fleet.own.canary_heard(1000.0)
     fleet.decide(1000.0)
     began = time.process_time()
     for n in range(100):
