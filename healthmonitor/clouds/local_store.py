@@ -84,7 +84,8 @@ class LocalStore:
 
     @property
     def templates(self) -> Path:
-        return self._root / "templates"
+        """Resolved, because several clouds may share one directory by a link, and its processes are known by path."""
+        return (self._root / "templates").resolve()
 
     def vm_directory(self, vm: VmCid) -> Path:
         return self._root / "vms" / vm

@@ -4,7 +4,6 @@ ways to hurt a VM behind the cloud's back."""
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import shutil
 import signal
@@ -25,10 +24,10 @@ from healthmonitor.clouds.docker import DockerCloud, DockerOptions
 from healthmonitor.clouds.qemu import QemuCloud, QemuOptions
 from protocol.ids import AgentId, CloudName, DiskCid, VmCid
 from protocol.settings import AgentSettings, BusSettings
+from tests.simulation.cloud import SimulatedCloud
 from tests.support import stemcells
 
 T = TypeVar("T")
-SIMULATED_CLOUD = importlib.util.find_spec("tests.simulation.cloud")
 
 
 class CloudBench(Protocol):
@@ -63,6 +62,29 @@ def vm_request(bench: CloudBench, key: str, **changes: Any) -> VmRequest:
         "settings": settings,
     }
     return VmRequest(**(fields | changes))
+
+
+class SimulatedBench:
+    stemcell = "simulated"
+
+    def __init__(self) -> None:
+        self.cloud = SimulatedCloud()
+
+    def another(self) -> SimulatedCloud:
+        """There is one simulated world, and every monitor in it speaks to the same cloud."""
+        return self.cloud
+
+    async def booted(self, vm: VmCid) -> None:
+        """It boots in no time."""
+
+    async def kill(self, vm: VmCid) -> None:
+        self.cloud.kill_vm(vm)
+
+    async def freeze(self, vm: VmCid) -> None:
+        self.cloud.freeze_vm(vm)
+
+    async def lose_disk(self, disk: DiskCid) -> None:
+        raise NotImplementedError("simulated disks are not lost")
 
 
 class QemuBench:
