@@ -1,28 +1,76 @@
 """Where notifications go. One channel: one way to reach people.
 
-Law: a channel may be told the same twice (at least once) and must say when it could not deliver: `ChannelUnavailable`
-is retried, `ChannelRefused` is not.
+Laws:
+- A notification is delivered when the receiver has taken it, and only then does `deliver` return. It may be delivered
+  twice (at least once): `id` is the same on every try, and receivers that can tell duplicates are given it.
+- `ChannelUnavailable` is tried again, `ChannelRefused` is not: the text says why and what a person can do.
+- Text that comes from outside (titles, log lines) is data: a channel shows it harmlessly, whatever is in it.
 
-Does not know: which incidents there are, which are inhibited.
+Does not know: routes, silences, the outbox.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from healthmonitor.core.records import Incident
+from healthmonitor.core.records import Incident, Severity
 
 
 class Transition(Enum):
     OPENED = "opened"
     CHANGED = "changed"
+    REPEATED = "repeated"
+    ESCALATED = "escalated"
+    ACKNOWLEDGED = "acknowledged"
     RESOLVED = "resolved"
     NOTED = "noted"  # happened once and has no end: an agent's alert
+    DIGEST = "digest"  # what was left out, counted
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One incident in a notification, with what a person needs to decide."""
+
+    incident: Incident
+    where: str  # deployment/group/index, VM, cloud id
+    doing: str  # the resurrection's live step, or why it holds back
+    facts: Mapping[str, str] = field(default_factory=dict)  # exit code, limit, restarts, duration, …
+    log_lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """`thread`: stable from opening to resolution, the same for everything that belongs together."""
+
+    id: str
+    thread: str
+    transition: Transition
+    severity: Severity
+    at: float  # Unix seconds
+    subject: str  # one line
+    items: tuple[Item, ...]
+    left_out: int = 0  # items that are only counted
+    site: str = ""  # the monitor's name
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the receiver said when it took the notification."""
+
+    said: str
 
 
 class ChannelUnavailable(Exception):
-    """Not delivered, or nobody knows. Tried again with growing delay."""
+    """Not delivered, or nobody knows. Tried again with growing delay, not before `retry_after_seconds`."""
+
+    def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ChannelRefused(Exception):
@@ -33,4 +81,6 @@ class Channel(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def notify(self, incident: Incident, transition: Transition) -> None: ...
+    async def deliver(self, notification: Notification) -> Receipt: ...
+
+    async def close(self) -> None: ...
