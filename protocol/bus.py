@@ -98,6 +98,27 @@ class Log(Protocol):
         ...
 
 
+class Queue(Protocol):
+    """Entries that stay, in order, until each is removed; nothing is left of one that was."""
+
+    async def put(self, payload: bytes, key: str) -> int:
+        """The sequence number under which it is stored durably. Of puts with the same `key` within two minutes only
+        the first is stored, and all return its number: a put whose answer was lost may be repeated."""
+        ...
+
+    async def get(self, sequence: int) -> bytes | None:
+        """None when there is no such entry (any more)."""
+        ...
+
+    async def entries(self) -> list[LogEntry]:
+        """All that is there, oldest first, at one moment no older than the call."""
+        ...
+
+    async def remove(self, sequence: int) -> None:
+        """Removing what is not there is fine."""
+        ...
+
+
 class Bus(Protocol):
     @property
     def connected(self) -> bool: ...
@@ -132,5 +153,9 @@ class Bus(Protocol):
         ...
 
     async def log(self, name: str, max_entries: int, max_bytes: int) -> Log: ...
+
+    async def queue(self, name: str, max_bytes: int) -> Queue:
+        """Opens it, makes it when missing. A put that would make it larger than `max_bytes` raises BusUnavailable."""
+        ...
 
     async def close(self) -> None: ...

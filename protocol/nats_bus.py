@@ -34,6 +34,7 @@ from protocol.bus import (
     LogEntry,
     Message,
     NoResponders,
+    Queue,
     Subscription,
     WrongRevision,
 )
@@ -50,6 +51,10 @@ PENDING_MESSAGES = 1_000_000
 PENDING_BYTES = 256 * 1024 * 1024
 """What one subscription may hold while its reader is behind; beyond it NATS drops, and the drop is logged."""
 READ_BATCH = 500
+QUEUE_DEDUPLICATION_SECONDS = 120.0
+_NO_MESSAGE = 10037
+_NO_SUCH_SEQUENCE = 10043
+"""JetStream's error codes for a sequence number that is not there, asked for and deleted."""
 
 
 _Fetch = Callable[[int, float], Awaitable[list[LogEntry]]]
@@ -150,6 +155,24 @@ class NatsBus:
             except nats.js.errors.BadRequestError:
                 await self._js().update_stream(config)  # it exists with other limits
         return _Log(self._js(), f"LOG_{name}", f"log.{name}")
+
+    async def queue(self, name: str, max_bytes: int) -> Queue:
+        config = api.StreamConfig(
+            name=f"QUEUE_{name}",
+            subjects=[f"queue.{name}"],
+            storage=api.StorageType.FILE,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.NEW,
+            max_bytes=max_bytes,
+            num_replicas=self._replicas,
+            duplicate_window=QUEUE_DEDUPLICATION_SECONDS,
+        )
+        with _errors():
+            try:
+                await self._js().add_stream(config)
+            except nats.js.errors.BadRequestError:
+                await self._js().update_stream(config)  # it exists with another limit
+        return _Queue(self._js(), f"QUEUE_{name}", f"queue.{name}")
 
     async def close(self) -> None:
         self._closed = True
@@ -377,7 +400,7 @@ class _Log:
             return []
         wanted = min(limit, state.last_seq - max(after, state.first_seq - 1))
         found: list[LogEntry] = []
-        async with self._reader(after) as fetch:
+        async with self.reader(after) as fetch:
             while len(found) < wanted:
                 batch = await fetch(min(READ_BATCH, wanted - len(found)), JETSTREAM_TIMEOUT_SECONDS)
                 if not batch:
@@ -393,7 +416,7 @@ class _Log:
     async def follow(self, after: int) -> AsyncIterator[LogEntry]:
         at = after
         while True:
-            async with self._reader(at) as fetch:
+            async with self.reader(at) as fetch:
                 # A reader that heard nothing for a while is made anew: its consumer may be gone with a server
                 for _ in range(10):
                     for entry in await fetch(READ_BATCH, 1.0):
@@ -401,7 +424,7 @@ class _Log:
                         yield entry
 
     @contextlib.asynccontextmanager
-    async def _reader(self, after: int) -> AsyncIterator[_Fetch]:
+    async def reader(self, after: int) -> AsyncIterator[_Fetch]:
         with _errors():
             subscription = await self._js.pull_subscribe(
                 self._subject,
@@ -427,6 +450,51 @@ class _Log:
         finally:
             with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
                 await subscription.unsubscribe()
+
+
+class _Queue:
+    def __init__(self, jetstream: JetStreamContext, stream: str, subject: str) -> None:
+        self._js = jetstream
+        self._stream = stream
+        self._subject = subject
+        self._log = _Log(jetstream, stream, subject)
+
+    async def put(self, payload: bytes, key: str) -> int:
+        with _errors():
+            return (await self._js.publish(self._subject, payload, headers={"Nats-Msg-Id": key})).seq
+
+    async def get(self, sequence: int) -> bytes | None:
+        with _errors():
+            try:
+                return (await self._js.get_msg(self._stream, sequence)).data or b""
+            except nats.js.errors.APIError as error:
+                if error.err_code == _NO_MESSAGE:
+                    return None
+                raise
+
+    async def entries(self) -> list[LogEntry]:
+        with _errors():
+            state = (await self._js.stream_info(self._stream)).state
+        found: list[LogEntry] = []
+        if state.messages == 0:
+            return found
+        async with self._log.reader(0) as fetch:
+            while len(found) < state.messages:
+                batch = await fetch(READ_BATCH, JETSTREAM_TIMEOUT_SECONDS)
+                if not batch:
+                    break  # some were removed meanwhile
+                found.extend(entry for entry in batch if entry.sequence <= state.last_seq)
+                if batch[-1].sequence >= state.last_seq:
+                    break
+        return found
+
+    async def remove(self, sequence: int) -> None:
+        with _errors():
+            try:
+                await self._js.delete_msg(self._stream, sequence)
+            except nats.js.errors.APIError as error:
+                if error.err_code not in (_NO_MESSAGE, _NO_SUCH_SEQUENCE):
+                    raise
 
 
 @contextlib.contextmanager

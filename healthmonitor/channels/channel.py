@@ -11,51 +11,12 @@ Does not know: routes, silences, the outbox.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Protocol
 
-from healthmonitor.core.records import Incident, Severity
+from healthmonitor.core.notifying.notification import Item, Notification, Transition
 
-
-class Transition(Enum):
-    OPENED = "opened"
-    CHANGED = "changed"
-    REPEATED = "repeated"
-    ESCALATED = "escalated"
-    ACKNOWLEDGED = "acknowledged"
-    RESOLVED = "resolved"
-    NOTED = "noted"  # happened once and has no end: an agent's alert
-    DIGEST = "digest"  # what was left out, counted
-    TEST = "test"
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One incident in a notification, with what a person needs to decide."""
-
-    incident: Incident
-    where: str  # deployment/group/index, VM, cloud id
-    doing: str  # the resurrection's live step, or why it holds back
-    facts: Mapping[str, str] = field(default_factory=dict)  # exit code, limit, restarts, duration, …
-    log_lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Notification:
-    """`thread`: stable from opening to resolution, the same for everything that belongs together."""
-
-    id: str
-    thread: str
-    transition: Transition
-    severity: Severity
-    at: float  # Unix seconds
-    subject: str  # one line
-    items: tuple[Item, ...]
-    left_out: int = 0  # items that are only counted
-    site: str = ""  # the monitor's name
-    link: str = ""
+__all__ = ["Channel", "ChannelRefused", "ChannelUnavailable", "Item", "Notification", "Receipt", "Transition"]
 
 
 @dataclass(frozen=True, slots=True)

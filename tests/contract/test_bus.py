@@ -310,3 +310,40 @@ async def test_a_disconnect_is_seen_by_name(house: House) -> None:
     await client.flush(5)
     await client.close()
     await until(lambda: "agent-7" in gone, what="the disconnect heard")
+
+
+async def test_a_queue_keeps_what_was_put_until_it_is_removed(house: House) -> None:
+    """In order, over a killed server, whoever reads it; nothing is left of what was removed."""
+    bus = await house.client("one")
+    queue = await bus.queue("outbox", 1024 * 1024)
+    first, second, third = [await queue.put(text, text.decode()) for text in (b"a", b"b", b"c")]
+    await queue.remove(second)
+    await queue.remove(second)
+    assert [entry.payload for entry in await queue.entries()] == [b"a", b"c"]
+    assert await queue.get(second) is None
+    await house.stop_server()
+    await house.start_server()
+    other = await (await house.client("two")).queue("outbox", 1024 * 1024)
+    assert [(entry.sequence, entry.payload) for entry in await other.entries()] == [(first, b"a"), (third, b"c")]
+    assert await other.get(third) == b"c"
+    await other.remove(first)
+    await other.remove(third)
+    assert await other.entries() == []
+
+
+async def test_a_put_that_is_repeated_is_stored_once(house: House) -> None:
+    """So that one whose answer was lost may be tried again."""
+    queue = await (await house.client("one")).queue("outbox", 1024 * 1024)
+    first = await queue.put(b"x", "key")
+    assert await queue.put(b"x", "key") == first
+    assert await queue.put(b"x", "other") != first
+    assert len(await queue.entries()) == 2
+
+
+async def test_a_full_queue_refuses_and_loses_nothing(house: House) -> None:
+    """Unlike a log it never drops the oldest."""
+    queue = await (await house.client("one")).queue("outbox", 3000)
+    await queue.put(b"x" * 2000, "1")
+    with pytest.raises(BusUnavailable):
+        await queue.put(b"y" * 2000, "2")
+    assert [entry.payload for entry in await queue.entries()] == [b"x" * 2000]

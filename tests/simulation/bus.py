@@ -32,6 +32,7 @@ from protocol.bus import (
     LogEntry,
     Message,
     NoResponders,
+    Queue,
     Subscription,
     WrongRevision,
 )
@@ -39,6 +40,7 @@ from tests.simulation.loop import Condition, Process, current_process
 
 JETSTREAM_TIMEOUT_SECONDS = 5.0
 FOLLOW_POLL_SECONDS = 0.25
+QUEUE_DEDUPLICATION_SECONDS = 120.0
 ROUTES_MAX = 20_000
 INBOX = "_INBOX."
 KEY = re.compile(r"[A-Za-z0-9._-]+")
@@ -61,10 +63,11 @@ class Weather:
 
 @dataclass(slots=True)
 class Store:
-    """What survives the server: buckets and logs."""
+    """What survives the server: buckets, logs and queues."""
 
     buckets: dict[str, StoredBucket] = field(default_factory=dict)
     logs: dict[str, StoredLog] = field(default_factory=dict)
+    queues: dict[str, StoredQueue] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -79,6 +82,14 @@ class StoredLog:
     max_bytes: int
     entries: deque[LogEntry] = field(default_factory=deque)
     size_bytes: int = 0
+    sequence: int = 0
+
+
+@dataclass(slots=True)
+class StoredQueue:
+    max_bytes: int
+    entries: dict[int, bytes] = field(default_factory=dict)
+    keys: dict[str, tuple[int, float]] = field(default_factory=dict)  # key → sequence, when
     sequence: int = 0
 
 
@@ -408,6 +419,13 @@ class SimulatedBus:
         await self._ask(open_log, writes=True)
         return _Log(self, name)
 
+    async def queue(self, name: str, max_bytes: int) -> Queue:
+        def open_queue(store: Store) -> None:
+            store.queues.setdefault(name, StoredQueue(max_bytes)).max_bytes = max_bytes
+
+        await self._ask(open_queue, writes=True)
+        return _Queue(self, name)
+
     async def close(self) -> None:
         self._closed = True
         if self._connecting is not None:
@@ -639,6 +657,51 @@ class _Log:
                 at = entry.sequence
                 yield entry
             await asyncio.sleep(FOLLOW_POLL_SECONDS)
+
+
+class _Queue:
+    def __init__(self, bus: SimulatedBus, name: str) -> None:
+        self._bus = bus
+        self._name = name
+
+    async def put(self, payload: bytes, key: str) -> int:
+        loop = asyncio.get_running_loop()
+
+        def put(store: Store) -> int | BusUnavailable:
+            queue, now = store.queues[self._name], loop.time()
+            queue.keys = {k: v for k, v in queue.keys.items() if now - v[1] < QUEUE_DEDUPLICATION_SECONDS}
+            if key in queue.keys:
+                return queue.keys[key][0]
+            if sum(map(len, queue.entries.values())) + len(payload) > queue.max_bytes:
+                return BusUnavailable("the queue is full")
+            queue.sequence += 1
+            queue.entries[queue.sequence] = payload
+            queue.keys[key] = (queue.sequence, now)
+            return queue.sequence
+
+        stored: int | BusUnavailable = await self._bus._ask(put, writes=True)
+        if isinstance(stored, BusUnavailable):
+            raise stored
+        return stored
+
+    async def get(self, sequence: int) -> bytes | None:
+        found: bytes | None = await self._bus._ask(
+            lambda store: store.queues[self._name].entries.get(sequence), writes=False
+        )
+        return found
+
+    async def entries(self) -> list[LogEntry]:
+        def read(store: Store) -> list[LogEntry]:
+            return [LogEntry(sequence, payload) for sequence, payload in store.queues[self._name].entries.items()]
+
+        found: list[LogEntry] = await self._bus._ask(read, writes=False)
+        return found
+
+    async def remove(self, sequence: int) -> None:
+        def remove(store: Store) -> None:
+            store.queues[self._name].entries.pop(sequence, None)
+
+        await self._bus._ask(remove, writes=True)
 
 
 class _Commit:

@@ -1,0 +1,1 @@
+"""From incidents to notifications, pure: where they go, what goes together, what is said, what is said again."""
