@@ -119,6 +119,32 @@ SECTIONS: tuple[Section, ...] = (
         ),
     ),
     Section(
+        "alerts",
+        "alerts",
+        (
+            Key("group_wait", "group_wait_seconds", _D, "a notification is sent when for this long nothing more joined "
+                "its group", 0, 600),
+            Key("group_longest", "group_longest_seconds", _D, "and at the latest after this", 0, 3600),
+            Key("group_max", "group_max", _C, "incidents in one notification", 1, 5000),
+            Key("rows_max", "rows_max", _C, "incidents listed in a notification; the others are counted", 1, 1000),
+            Key("repeat", "repeat_seconds", _D, "what nobody acknowledged is said again after this, then after twice as "
+                "long, and so on; 0s: never", 0, 30 * 86400),
+            Key("repeat_longest", "repeat_longest_seconds", _D, "the longest such gap", 1, 30 * 86400),
+            Key("per_minute", "per_minute", _C, "notifications that one channel is given per minute", 1, 100_000),
+            Key("try_timeout", "try_seconds", _D, "how long a channel may take for one notification", 0.1, 600),
+            Key("retry_first", "retry_first_seconds", _D, "delay before the second try; doubles each time", 0.05, 3600),
+            Key("retry_longest", "retry_longest_seconds", _D, "the longest such delay", 0.05, 86400),
+            Key("circuit_after", "circuit_after", _C, "failures in a row after which a channel counts as failing, "
+                "which is an incident on the others", 1, 1000),
+            Key("give_up", "give_up_seconds", _D, "what could not be delivered for this long is counted in a digest "
+                "instead", 60, 30 * 86400),
+            Key("backlog_max", "backlog_max", _C, "notifications that wait for one channel; beyond it those that wait "
+                "are counted in one digest", 2, 10_000),
+            Key("log_lines", "log_lines", _C, "lines of a container's log in its alert; 0: none", 0, 20),
+            Key("log_lines_wait", "log_lines_seconds", _D, "how long an alert waits for them", 0, 10),
+        ),
+    ),
+    Section(
         "leadership",
         "leadership",
         (
@@ -157,6 +183,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         },
         "resurrector": {"max_in_flight": 3, "retry_first": 0.2, "retry_longest": 2.0, "hourly_budget": 1000},
         "leadership": {"ttl": 1.5, "renew": 0.25},
+        "alerts": {"retry_first": 0.2, "retry_longest": 5.0},
         "incidents": {"container_after": 5.0},
         "meltdown": {"calm": 10.0, "window": 60.0},
     },

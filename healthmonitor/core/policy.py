@@ -102,6 +102,40 @@ class IncidentPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertPolicy:
+    group_wait_seconds: float = 0.2
+    """A notification is sent when for this long nothing more joined its group, so that what happens at once is one
+    message and what happens alone is sent at once."""
+    group_longest_seconds: float = 5.0
+    """… and at the latest after this, however much goes on joining."""
+    group_max: int = 1000
+    """Incidents in one notification; a group that is full is sent, and the next begins."""
+    rows_max: int = 500
+    """Incidents listed in a notification; the others are counted."""
+    repeat_seconds: float = 3600.0
+    """What nobody acknowledged is said again after this; each gap is twice the one before, up to the longest. 0: never."""
+    repeat_longest_seconds: float = 86400.0
+    per_minute: int = 60
+    """Notifications that one channel is given per minute, at most."""
+    try_seconds: float = 60.0
+    """How long a channel may take for one notification."""
+    retry_first_seconds: float = 1.0
+    retry_longest_seconds: float = 300.0
+    """Delay before try n: first x 2^(n-1), at most the longest, never less than the receiver asks for."""
+    circuit_after: int = 3
+    """Failures in a row after which a channel counts as failing: an incident on the other channels."""
+    give_up_seconds: float = 3 * 86400.0
+    """What could not be delivered for this long is counted in a digest instead."""
+    backlog_max: int = 500
+    """Notifications that wait for one channel; beyond it all that wait are counted in one digest."""
+    log_lines: int = 10
+    """Of a container's log, in its alert. 0: none."""
+    log_lines_seconds: float = 1.0
+    """How long an alert waits for them."""
+    outbox_max_bytes: int = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
 class LeadershipPolicy:
     ttl_seconds: float = 5.0
     renew_seconds: float = 1.0
@@ -115,5 +149,6 @@ class Policy:
     resurrection: ResurrectionPolicy = field(default_factory=ResurrectionPolicy)
     incidents: IncidentPolicy = field(default_factory=IncidentPolicy)
     leadership: LeadershipPolicy = field(default_factory=LeadershipPolicy)
+    alerts: AlertPolicy = field(default_factory=AlertPolicy)
     turn_seconds: float = 0.25
     """The monitor's loop turns at least this often, and at once when something was heard that matters."""

@@ -5,7 +5,8 @@ whoever reads the record can go on. A record carries all that its step needs: no
 Times are Unix seconds: they are for people and for delays, never for verdicts.
 
 Buckets: `deployments` (key: name), `instances` and `operations` (key: protocol.ids.instance_key), `incidents`
-(key: Incident.key escaped), `leader` (key `lease`), `switches` (key `switches`). Log: `events`.
+(key: Incident.key escaped), `silences` (key: id),
+`leader` (key `lease`), `switches` (key `switches`). Log: `events`. Queues: `threads`, `outbox` (healthmonitor/outbox).
 """
 
 from __future__ import annotations
@@ -215,6 +216,22 @@ class Switches:
     paused_by: str = ""
     meltdown_overridden_until: float = 0.0  # a person's word lets resurrection go on in spite of a meltdown
     overridden_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """What nobody is told of until it ends. Globs; "" matches everything, but not all four may be "" at once."""
+
+    id: str
+    ends_at: float  # Unix seconds, as the following
+    created_at: float
+    created_by: str
+    because: str
+    deployment: str = ""
+    group: str = ""
+    instance: str = ""
+    kind: str = ""
+    ended_by: str = ""  # who ended it before its time
 
 
 def instance_spec(
