@@ -6,15 +6,13 @@ with a secret that everybody may read is refused. Secrets are held in `Secrets` 
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from healthmonitor.core.configuration import Configuration, parse_configuration
 from healthmonitor.core.located_yaml import ManifestError, ManifestErrors
+from healthmonitor.secret_files import read_certificates_file, read_secret_file
 from protocol.settings import BusSettings
-
-SECRET_MAX_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ def _secrets(configuration: Configuration) -> Secrets:
         if not named:
             return ""
         try:
-            return _read_secret(Path(named), secret, whole)
+            return read_secret_file(Path(named), whole) if secret else read_certificates_file(Path(named))
         except (OSError, ValueError) as error:
             line, column = configuration.lines.get(key, (1, 1))
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -107,24 +105,3 @@ def _secrets(configuration: Configuration) -> Secrets:
     if errors:
         raise ManifestErrors(errors)
     return secrets
-
-
-def _read_secret(path: Path, secret: bool, whole: bool) -> str:
-    with path.open("rb") as opened:
-        mode = path.stat().st_mode
-        payload = opened.read(SECRET_MAX_BYTES + 1)
-    if secret and mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise ValueError(f"everybody on this machine may read it; chmod 600 {path}")
-    if len(payload) > SECRET_MAX_BYTES:
-        raise ValueError(f"more than {SECRET_MAX_BYTES} bytes; is this the right file?")
-    try:
-        text = payload.decode()
-    except UnicodeDecodeError:
-        raise ValueError("is not UTF-8 text") from None
-    if not whole:
-        text = text.strip()
-        if len(text.splitlines()) > 1:
-            raise ValueError("has more than one line; expected the secret alone")
-    if not text.strip():
-        raise ValueError("is empty")
-    return text

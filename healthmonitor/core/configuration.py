@@ -78,6 +78,7 @@ class ChannelConfiguration:
     type: str
     options: Mapping[str, Any] = field(default_factory=dict)
     lines: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
+    place: tuple[int, int] = field(default=(1, 1), compare=False)  # line and column of its type
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +346,7 @@ def _channels(place: Place) -> tuple[ChannelConfiguration, ...]:
                 fields["type"].name("channel's type") if "type" in fields else "",
                 {key: option.plain() for key, option in options.items()},
                 {key: (option.node.line, option.node.column) for key, option in options.items()},
+                (fields["type"].node.line, fields["type"].node.column) if "type" in fields else (1, 1),
             )
         )
     return tuple(channels)
