@@ -57,7 +57,6 @@ class AlertmanagerChannel:
     def __init__(self, name: str, settings: AlertmanagerSettings, unix_time: Callable[[], float]) -> None:
         self._name = name
         self._settings = settings
-        self._headers = {"Content-Type": "application/json", **_authorization(settings)}
         secrets = tuple(each for each in (settings.password, settings.token) if each is not None)
         self._posts = [
             (
@@ -89,8 +88,9 @@ class AlertmanagerChannel:
             await http.close()
 
     async def _post(self, url: str, http: HttpPost, content: bytes) -> str | ChannelUnavailable | ChannelRefused:
+        headers = {"Content-Type": "application/json", **_authorization(self._settings)}
         try:
-            reply = await http.post(url, content, self._headers)
+            reply = await http.post(url, content, headers)
         except (ChannelUnavailable, ChannelRefused) as error:
             return error
         if reply.text.strip() and not _is_json(reply.text):
@@ -176,7 +176,7 @@ def _alert(
         "endsAt": rfc3339(end),
     }
     if notification.link.startswith(("https://", "http://")):
-        alert["generatorURL"] = notification.link
+        alert["generatorURL"] = one_line(notification.link, 2000)
     return alert
 
 

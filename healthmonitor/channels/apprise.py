@@ -1,8 +1,8 @@
 """Apprise, for the hundred-odd services that have no channel of their own here (chats, SMS, desktop, other pagers).
 
-Laws: the services' addresses are secrets. Apprise blocks, so each call runs in a thread, with a deadline; one that
-hangs beyond it cannot be ended, so no more than a few may hang before the channel says so and starts no other. A service
-that took a notification is not given it again while others are still tried.
+Laws: the addresses of the services are secrets. Apprise blocks, so each call runs in a thread, with a deadline; one
+that hangs beyond it cannot be ended, so no more than a few may hang before the channel says so and starts no other. A
+service that took a notification is not given it again while others are still tried.
 
 Does not know: why a service refuses (Apprise tells apart success and failure only), so every failure is tried again.
 """

@@ -12,7 +12,6 @@ Does not know: queues and delivery after the first server (that is the server's 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from healthmonitor.channels import options as option
 from healthmonitor.channels.channel import ChannelRefused, ChannelUnavailable, Notification, Receipt, Transition
 from healthmonitor.channels.options import ChannelType, Sources
 from healthmonitor.channels.partial import Taken
-from healthmonitor.channels.rendering import html_text, one_line, plain_text, subject_line
+from healthmonitor.channels.rendering import hashed, html_text, one_line, plain_text, subject_line
 from healthmonitor.channels.secret import Secret, hide
 from healthmonitor.core.addresses import is_loopback
 from healthmonitor.core.records import Severity
@@ -170,13 +169,13 @@ def mail(notification: Notification, settings: EmailSettings) -> EmailMessage:
     message.set_content(plain_text(notification), cte="quoted-printable")
     message.add_alternative(html_text(notification), subtype="html", cte="quoted-printable")
     # Otherwise drawn at random: every try is the same mail, byte for byte.
-    message.set_boundary("=_" + hashlib.sha256(notification.id.encode()).hexdigest()[:40])
+    message.set_boundary("=_" + hashed(notification.id)[:40])
     return message
 
 
 def _message_id(words: str, settings: EmailSettings) -> str:
     domain = settings.sender.rpartition("@")[2]
-    return f"<{hashlib.sha256(words.encode()).hexdigest()[:32]}@{domain}>"
+    return f"<{hashed(words)[:32]}@{domain}>"
 
 
 def _check(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -70,7 +70,7 @@ class ExecChannel:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     await _write(child, payload)
             except TimeoutError:
-                await self._end(child)
+                await self._end(child, ask=False)
                 raise ChannelUnavailable(
                     f"{self._words} did not read within {self._settings.timeout_seconds:g} s and was stopped"
                 ) from None
@@ -78,7 +78,7 @@ class ExecChannel:
                 await self._end(child)
                 raise ChannelUnavailable(f"{self._words} {_how(child)} before it had read all") from None
             except asyncio.CancelledError:
-                await self._end(child)  # perhaps half a line is written
+                await self._end(child, ask=False)  # perhaps half a line is written
                 raise
         return Receipt(f"{len(found)} lines to process {child.pid}")
 
@@ -118,12 +118,12 @@ class ExecChannel:
             raise ChannelUnavailable(f"{self._words} cannot be started: {error.strerror}", self._gap_seconds) from None
         return self._child
 
-    async def _end(self, child: asyncio.subprocess.Process) -> None:
+    async def _end(self, child: asyncio.subprocess.Process, ask: bool = True) -> None:
         """An end of file first: a child that keeps the contract ends by itself. Then TERM, then KILL, for its group."""
         self._child = None
         if child.stdin is not None:
-            child.stdin.transport.abort() if child.returncode is not None else child.stdin.close()
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            child.stdin.close()
+        for number in (None, signal.SIGTERM, signal.SIGKILL) if ask else (signal.SIGTERM, signal.SIGKILL):
             if number is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, number)
@@ -131,8 +131,6 @@ class ExecChannel:
                 async with asyncio.timeout(STOP_SECONDS if number is signal.SIGTERM else 1.0):
                     await child.wait()
                     break
-        if child.stdin is not None:
-            child.stdin.transport.abort()
 
 
 async def _write(child: asyncio.subprocess.Process, payload: bytes) -> None:

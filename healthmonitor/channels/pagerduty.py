@@ -7,7 +7,6 @@ What is longer than PagerDuty takes (summary 1024 characters, dedup key 255, 512
 
 from __future__ import annotations
 
-import hashlib
 import json
 import ssl
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from healthmonitor.channels.channel import Notification, Receipt, Transition
 from healthmonitor.channels.event import deployment_of, item_values
 from healthmonitor.channels.http import HttpPost
 from healthmonitor.channels.options import ChannelType, Sources
-from healthmonitor.channels.rendering import ITEMS_IN_FULL, one_line, rfc3339, subject_line
+from healthmonitor.channels.rendering import ITEMS_IN_FULL, key_text, one_line, rfc3339, subject_line
 from healthmonitor.channels.secret import Secret
 from healthmonitor.core.addresses import is_loopback
 from healthmonitor.core.records import Severity
@@ -89,13 +88,16 @@ class PagerDutyChannel:
 
 def pagerduty_event(notification: Notification) -> dict[str, Any]:
     """The request's body but for the routing key."""
-    event: dict[str, Any] = {"event_action": ACTIONS[notification.transition], "dedup_key": _dedup_key(notification)}
+    event: dict[str, Any] = {
+        "event_action": ACTIONS[notification.transition],
+        "dedup_key": key_text(notification.thread, DEDUP_KEY_MAX),
+    }
     if event["event_action"] != "trigger":
         return event
     event["client"] = one_line(f"Resurgam {notification.site}".strip())
     if notification.link.startswith(("https://", "http://")):
-        event["client_url"] = notification.link
-        event["links"] = [{"href": notification.link, "text": "Resurgam"}]
+        event["client_url"] = one_line(notification.link, 2000)
+        event["links"] = [{"href": one_line(notification.link, 2000), "text": "Resurgam"}]
     first = notification.items[0] if notification.items else None
     payload: dict[str, Any] = {
         "summary": one_line(subject_line(notification), SUMMARY_MAX),
@@ -127,11 +129,6 @@ def _details(notification: Notification) -> dict[str, Any]:
         "left_out": notification.left_out + max(0, len(notification.items) - ITEMS_IN_FULL - OTHERS_MAX),
         "notification": one_line(notification.id),
     }
-
-
-def _dedup_key(notification: Notification) -> str:
-    thread = notification.thread
-    return thread if len(thread) <= DEDUP_KEY_MAX else hashlib.sha256(thread.encode()).hexdigest()
 
 
 def _status(text: str) -> str:

@@ -10,6 +10,7 @@ Does not know: channels.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
@@ -42,6 +43,16 @@ def log_lines(item: Item) -> list[str]:
     kept = [_indented(line) for line in item.log_lines[-LOG_LINES_MAX:]]
     over = len(item.log_lines) - len(kept)
     return [f"({over} earlier lines left out)", *kept] if over > 0 else kept
+
+
+def hashed(text: str) -> str:
+    """For keys made of text from outside, which may hold what cannot be encoded."""
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def key_text(text: str, limit: int) -> str:
+    """The text itself where a key can be that, otherwise its hash: different texts stay different."""
+    return text if text.isascii() and text.isprintable() and 0 < len(text) <= limit else hashed(text)
 
 
 def subject_line(notification: Notification) -> str:

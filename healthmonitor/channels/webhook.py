@@ -22,6 +22,7 @@ from healthmonitor.channels.channel import Notification, Receipt
 from healthmonitor.channels.event import notification_values
 from healthmonitor.channels.http import HttpPost
 from healthmonitor.channels.options import ChannelType, Option, Sources
+from healthmonitor.channels.rendering import key_text
 from healthmonitor.channels.secret import Secret
 from healthmonitor.core.addresses import is_loopback
 from healthmonitor.secret_files import read_secret_file
@@ -74,7 +75,7 @@ class WebhookChannel:
         content, content_type = body_of(notification, settings.body)
         headers = {
             "Content-Type": content_type,
-            IDEMPOTENCY_HEADER: header_value(notification.id),
+            IDEMPOTENCY_HEADER: key_text(notification.id, 255),
             **{name: each.reveal() if isinstance(each, Secret) else each for name, each in settings.headers.items()},
         }
         if settings.key is not None:
@@ -99,12 +100,6 @@ def body_of(notification: Notification, template: Any) -> tuple[bytes, str]:
 def signature(key: Secret, timestamp: str, content: bytes) -> str:
     digest = hmac.new(key.reveal().encode(), timestamp.encode() + b"." + content, hashlib.sha256)
     return "v1=" + digest.hexdigest()
-
-
-def header_value(text: str) -> str:
-    """What does not fit a header is hashed: still the same on every try."""
-    fits = text.isascii() and text.isprintable() and 0 < len(text) <= 255
-    return text if fits else hashlib.sha256(text.encode()).hexdigest()
 
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
