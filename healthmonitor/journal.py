@@ -26,6 +26,7 @@ from healthmonitor.core.records import (
     Incident,
     InstanceRecord,
     Operation,
+    Silence,
     Switches,
 )
 from protocol import codec
@@ -39,6 +40,7 @@ INSTANCES = "instances"
 OPERATIONS = "operations"
 INCIDENTS = "incidents"
 SWITCHES = "switches"
+SILENCES = "silences"
 EVENTS = "events"
 
 _WRITE_TRIES = 3
@@ -80,12 +82,14 @@ class Journal:
         self._operations = _Table(OPERATIONS, Operation)
         self._incidents = _Table(INCIDENTS, Incident)
         self._switches = _Table(SWITCHES, Switches)
+        self._silences = _Table(SILENCES, Silence)
         self._tables: tuple[_Table[object], ...] = (
             self._deployments,
             self._instances,
             self._operations,
             self._incidents,
             self._switches,
+            self._silences,
         )  # type: ignore[assignment]  # read together, written apart
         self._log: Log | None = None
 
@@ -123,6 +127,20 @@ class Journal:
 
     def incidents(self) -> Mapping[str, Incident]:
         return {incident.key: incident for incident in self._incidents.values.values()}
+
+    async def read_incidents(self) -> Mapping[str, Incident]:
+        """From the bus, without touching what is in memory, which may be older; what cannot be read is left out."""
+        read: dict[str, Incident] = {}
+        for entry in (await self._incidents.opened().entries()).values():
+            try:
+                incident = codec.from_json(Incident, entry.value)
+            except codec.Invalid:
+                continue  # `corrupt` names it
+            read[incident.key] = incident
+        return read
+
+    def silences(self) -> Mapping[str, Silence]:
+        return dict(self._silences.values)
 
     def switches(self) -> Switches:
         return self._switches.values.get(SWITCHES, Switches())
@@ -170,6 +188,12 @@ class Journal:
         """`replacing` left out: over whatever this monitor has in memory."""
         held = self._switches.values.get(SWITCHES)
         await self._switches.save(SWITCHES, switches, held if replacing is None or held is None else replacing)
+
+    async def save_silence(self, silence: Silence, replacing: Silence | None) -> None:
+        await self._silences.save(silence.id, silence, replacing)
+
+    async def delete_silence(self, silence: Silence) -> None:
+        await self._silences.delete(silence.id, silence)
 
     # The timeline.
 
@@ -231,7 +255,7 @@ class _Table(Generic[T]):
         # What is written while the entries are on their way is newer than they may be, and stays.
         self._written_during_reload.clear()
         held_before = set(self._revisions)
-        entries = await self._opened().entries()
+        entries = await self.opened().entries()
         for key in held_before - set(entries) - self._written_during_reload:
             self._forget(key)
         for key, entry in entries.items():
@@ -247,7 +271,7 @@ class _Table(Generic[T]):
             raise Superseded(f"{self.name}/{key} was changed meanwhile")
         payload = codec.to_json(value)
         revision = self._revisions.get(key)
-        bucket = self._opened()
+        bucket = self.opened()
         for _ in range(_WRITE_TRIES):
             try:
                 if revision is None:
@@ -280,7 +304,7 @@ class _Table(Generic[T]):
         if held != replacing:
             raise Superseded(f"{self.name}/{key} was changed meanwhile")
         try:
-            await self._opened().delete(key, self._revisions[key])
+            await self.opened().delete(key, self._revisions[key])
         except WrongRevision:
             await self._read_back(key)
             raise Superseded(f"{self.name}/{key} was written by somebody else") from None
@@ -295,7 +319,7 @@ class _Table(Generic[T]):
             await self._read_back(key)
 
     async def _read_back(self, key: str) -> None:
-        entry = await self._opened().get(key)
+        entry = await self.opened().get(key)
         self._written_during_reload.add(key)
         self._uncertain.discard(key)
         if entry is None:
@@ -325,7 +349,7 @@ class _Table(Generic[T]):
         self._revisions.pop(key, None)
         self._uncertain.discard(key)
 
-    def _opened(self) -> Bucket:
+    def opened(self) -> Bucket:
         if self.bucket is None:
             raise BusUnavailable("the journal is not open yet")
         return self.bucket

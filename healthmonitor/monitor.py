@@ -19,6 +19,7 @@ from typing import Protocol
 
 import structlog
 
+from healthmonitor.alerting import Alerting, AlertJournal
 from healthmonitor.asker import AgentClient, Asker
 from healthmonitor.channels.channel import Channel, Transition
 from healthmonitor.clouds.cloud import Cloud
@@ -28,8 +29,10 @@ from healthmonitor.core.fleet import Fleet, FleetDecision
 from healthmonitor.core.incidents import IncidentDecision, Incidents, instance_of
 from healthmonitor.core.judgement import Judgement, Verdict
 from healthmonitor.core.meltdown import Lost, Meltdown
+from healthmonitor.core.notifying.desk import Rules
 from healthmonitor.core.policy import Policy
 from healthmonitor.core.records import (
+    Event,
     Incident,
     InstanceRecord,
     Operation,
@@ -39,6 +42,7 @@ from healthmonitor.core.records import (
     Switches,
 )
 from healthmonitor.ears import Ears, SystemEvents
+from healthmonitor.facts import Agents, Facts, Records
 from healthmonitor.notifier import IncidentJournal, Notifier
 from protocol.alert import Alert
 from protocol.bus import Bus
@@ -52,10 +56,14 @@ ALERT_IDS_KEPT = 1000
 """BOSH's agents send an alert again when they are not sure; those of the same id are one."""
 
 
-class Journal(IncidentJournal, Protocol):
+class Journal(IncidentJournal, AlertJournal, Records, Protocol):
     def instances(self) -> Mapping[InstanceId, InstanceRecord]: ...
     def operations(self) -> Mapping[InstanceId, Operation]: ...
     def switches(self) -> Switches: ...
+
+
+class AgentCalls(AgentClient, Agents, Protocol):
+    """Agents are asked whether they live, and for log lines."""
 
 
 class Resurrector(Protocol):
@@ -76,7 +84,7 @@ class Monitor:
         bus: Bus,
         fleet: Fleet,
         journal: Journal,
-        agents: AgentClient,
+        agents: AgentCalls,
         clouds: Mapping[CloudName, Cloud],
         channels: Sequence[Channel],
         resurrector: Resurrector,
@@ -86,6 +94,7 @@ class Monitor:
         unix_time: Callable[[], float],
         new_id: Callable[[], str],
         system_events: SystemEvents | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self.fleet = fleet
         self._bus = bus
@@ -112,7 +121,21 @@ class Monitor:
         self.longest_turn_seconds = 0.0
         self.lag_seconds = 0.0
         self.last_turn_at = self._loop.time()
-        self.notifier = Notifier(journal, channels, leadership.is_leader, unix_time)
+        self._facts = Facts(journal, fleet, agents, self._loop.time)
+        self.alerting = Alerting(
+            bus=bus,
+            journal=journal,
+            knowledge=self._facts,
+            channels=channels,
+            rules=rules or Rules(),
+            policy=policy,
+            is_leader=leadership.is_leader,
+            unix_time=unix_time,
+            tell=self._tell,
+            site=monitor_id,
+            changed=self.wake,
+        )
+        self.notifier = Notifier(journal, self.alerting, leadership.is_leader, unix_time)
         self._asker = Asker(fleet, bus, agents, clouds, policy.liveness, self._where, self.wake)
         self._ears = Ears(bus, fleet, monitor_id, new_id(), self.wake, self._alerted, system_events)
 
@@ -123,6 +146,7 @@ class Monitor:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._ears.sing(lambda: self._policy.liveness.canary_interval_seconds), name="canary")
                 tasks.create_task(self.notifier.run(), name="notifier")
+                tasks.create_task(self.alerting.run(), name="alerting")
                 await self._turn_for_ever(tasks)
         finally:
             await self._ears.close()
@@ -133,6 +157,7 @@ class Monitor:
     def set_policy(self, policy: Policy) -> None:
         """Holds from the next turn on."""
         self._policy = policy
+        self.alerting.set_policy(policy)
         self._meltdown.policy = policy.meltdown
         self._asker.policy = policy.liveness
         if self._incidents is not None:
@@ -265,12 +290,16 @@ class Monitor:
         if self._incidents is None:
             known = [incident for incident in self._journal.incidents().values() if incident.resolved_at is None]
             self._incidents = Incidents(self._policy.incidents, known)
-            self.notifier.told_before(incident.key for incident in known if not incident.inhibited_by)
+            self.alerting.wake()
             self._remember_losses(now)
         deviations = [each for found in self._found.values() for each in found]
         deviations.extend(evaluate_strangers(self.fleet.strangers(now), self._policy))
         hearing = self.fleet.hearing_now
         deviations.extend(evaluate_monitor(hearing, self._bus.connected, self.judgement.meltdowns, self._policy))
+        deviations.extend(self.alerting.deviations())
+        if self._incidents.refused:
+            detail = f"{self._incidents.refused} beyond the {self._policy.incidents.incidents_max} that are kept"
+            deviations.append(deviation("incidents_overflow", "fleet", detail, self._policy))
         decision = self._incidents.decide(deviations, self._unsure, now, self._unix_time())
         self._put(decision)
 
@@ -280,7 +309,12 @@ class Monitor:
         for incident in decision.changed:
             self.notifier.put(incident, Transition.CHANGED)
         for incident in decision.resolved:
-            self.notifier.put(incident, Transition.RESOLVED)
+            mended = self._facts.mended(incident)
+            resolution = f"{incident.resolution}; {mended}" if mended else incident.resolution
+            self.notifier.put(replace(incident, resolution=resolution), Transition.RESOLVED)
+
+    def _tell(self, event: Event) -> None:
+        self.notifier.put_event(event)
 
     def _unsure(self, incident: Incident) -> bool:
         """Whether nobody can know now if the incident is over."""

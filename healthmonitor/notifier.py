@@ -1,21 +1,21 @@
-"""Writes incidents down and hands them to the channels, in order, off the monitor's loop.
+"""Writes incidents and events down, in order, off the monitor's loop, and hands what is written to alerting.
 
-Laws: written first, then told; each channel has its own line, so that a slow one delays no other; an inhibited
-incident is written and not told; only the leader does either. Lines are bounded: what overflows is counted and logged.
+Laws: written first, then told; what concerns one incident stays in order; only the leader writes. The line is bounded:
+what overflows is counted and logged, and opened anew.
 
-Does not know: how an incident came about.
+Does not know: how an incident came about, who is told.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
-from healthmonitor.channels.channel import Channel, ChannelRefused, ChannelUnavailable, Transition
+from healthmonitor.channels.channel import Transition
 from healthmonitor.core.records import Event, Incident
 from protocol.bus import BusUnavailable
 
@@ -23,6 +23,10 @@ log = structlog.get_logger("notifier")
 
 LINE_MAX = 50_000
 RESOLVED_KEPT = 500
+PRUNE_EVERY = 50
+"""Resolved ones beyond those kept are looked for after so many resolutions, not after each."""
+AT_ONCE = 32
+"""Incidents whose records are on their way to the disk at the same time: a storm of thousands is written in seconds."""
 RETRY_FIRST_SECONDS = 0.5
 RETRY_LONGEST_SECONDS = 60.0
 
@@ -32,6 +36,13 @@ class IncidentJournal(Protocol):
     async def save_incident(self, incident: Incident) -> None: ...
     async def delete_incident(self, incident_key: str) -> None: ...
     async def append_event(self, event: Event) -> int: ...
+
+
+class Teller(Protocol):
+    """Alerting: it is told what is written."""
+
+    def see(self, incident: Incident) -> None: ...
+    def note(self, incident: Incident) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,50 +55,58 @@ class Notifier:
     def __init__(
         self,
         journal: IncidentJournal,
-        channels: Sequence[Channel],
+        teller: Teller,
         is_leader: Callable[[], bool],
         unix_time: Callable[[], float],
     ) -> None:
         self._journal = journal
+        self._teller = teller
         self._is_leader = is_leader
         self._unix_time = unix_time
         self._line: asyncio.Queue[_Entry | Event] = asyncio.Queue(LINE_MAX)
-        self._channels = [(channel, asyncio.Queue[_Entry](LINE_MAX)) for channel in channels]
-        self._told: set[str] = set()
+        self._writing = 0
+        self._resolved = 0
         self.overflowed = 0
         self.unwritten = 0  # because this monitor did not lead any more; who leads now opens them anew
-        self.undelivered: dict[str, str] = {}  # channel → why it cannot deliver now
-
-    def told_before(self, keys: Iterable[str]) -> None:
-        """Incidents that a former leader, or this monitor before its restart, has told of."""
-        self._told.update(keys)
 
     def put(self, incident: Incident, transition: Transition) -> None:
-        self._enqueue(self._line, _Entry(incident, transition))
+        self._enqueue(_Entry(incident, transition))
 
     def put_event(self, event: Event) -> None:
-        self._enqueue(self._line, event)
+        self._enqueue(event)
 
     def idle(self) -> bool:
-        return self._line.empty() and all(queue.empty() for _, queue in self._channels)
+        return self._line.empty() and not self._writing
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for channel, queue in self._channels:
-                tasks.create_task(self._deliver(channel, queue), name=f"channel-{channel.name}")
-            while True:
-                entry = await self._line.get()
-                await self._write(entry)
+        ahead: list[_Entry | Event] = []
+        while True:
+            if not ahead:
+                ahead.append(await self._line.get())
+            while len(ahead) < AT_ONCE and not self._line.empty():
+                ahead.append(self._line.get_nowait())
+            batch, ahead = _independent(ahead)
+            self._writing = len(batch) + len(ahead)
+            async with asyncio.TaskGroup() as writes:
+                for entry in batch:
+                    writes.create_task(self._write(entry))
+            self._writing = len(ahead)
+            if self._resolved >= PRUNE_EVERY:
+                self._resolved = 0
+                await self._prune()
 
     async def _write(self, entry: _Entry | Event) -> None:
         delay = RETRY_FIRST_SECONDS
+        saved = False
         while self._is_leader():
             try:
                 if isinstance(entry, Event):
                     await self._journal.append_event(entry)
                     return
-                await self._write_incident(entry)
-                self._tell(entry)
+                if not saved:
+                    await self._save(entry)
+                    saved = True
+                await self._journal.append_event(self._event(entry))
                 return
             except BusUnavailable as error:
                 log.warning("incident.not_written", error=str(error), next="retrying")
@@ -96,30 +115,39 @@ class Notifier:
             except Exception:
                 # A task's edge: a record that cannot be written (superseded, corrupt) must not silence the others.
                 log.exception("incident.not_written", next="telling all the same")
-                if isinstance(entry, _Entry):
+                if isinstance(entry, _Entry) and not saved:
                     self._tell(entry)
                 return
-        self.unwritten += 1
+        if not saved:
+            self.unwritten += 1
 
-    async def _write_incident(self, entry: _Entry) -> None:
-        incident = entry.incident
+    async def _save(self, entry: _Entry) -> None:
+        """Told as soon as it is durable; its line in the timeline follows."""
         if entry.transition is not Transition.NOTED:
-            await self._journal.save_incident(incident)
-        await self._journal.append_event(
-            Event(
-                at=self._unix_time(),
-                kind=f"incident.{entry.transition.value}",
-                subject=incident.subject,
-                text=f"{incident.title}: {incident.resolution or incident.detail}",
-                fields={
-                    "key": incident.key,
-                    "severity": incident.severity.name.lower(),
-                    **({"inhibited_by": incident.inhibited_by} if incident.inhibited_by else {}),
-                },
-            )
-        )
+            await self._journal.save_incident(entry.incident)
+        self._tell(entry)
         if entry.transition is Transition.RESOLVED:
-            await self._prune()
+            self._resolved += 1
+
+    def _tell(self, entry: _Entry) -> None:
+        if entry.transition is Transition.NOTED:
+            self._teller.note(entry.incident)
+        else:
+            self._teller.see(entry.incident)
+
+    def _event(self, entry: _Entry) -> Event:
+        incident = entry.incident
+        return Event(
+            at=self._unix_time(),
+            kind=f"incident.{entry.transition.value}",
+            subject=incident.subject,
+            text=f"{incident.title}: {incident.resolution or incident.detail}",
+            fields={
+                "key": incident.key,
+                "severity": incident.severity.name.lower(),
+                **({"inhibited_by": incident.inhibited_by} if incident.inhibited_by else {}),
+            },
+        )
 
     async def _prune(self) -> None:
         over = sorted(
@@ -127,50 +155,31 @@ class Notifier:
             key=lambda each: each.resolved_at or 0.0,
         )
         for incident in over[: max(0, len(over) - RESOLVED_KEPT)]:
-            await self._journal.delete_incident(incident.key)
-
-    def _tell(self, entry: _Entry) -> None:
-        """An incident whose cause is told already is not told; when the cause goes and it stays, it is opened then."""
-        key = entry.incident.key
-        transition = entry.transition
-        if transition is Transition.RESOLVED:
-            if key not in self._told and entry.incident.inhibited_by:
+            try:
+                await self._journal.delete_incident(incident.key)
+            except Exception as error:
+                # A task's edge: an old record that cannot be deleted now is found again after the next resolutions
+                log.warning("incident.not_forgotten", key=incident.key, error=repr(error), next="later")
                 return
-            self._told.discard(key)
-        elif entry.incident.inhibited_by:
-            return
-        elif transition is Transition.CHANGED and key not in self._told:
-            transition = Transition.OPENED
-        if transition in (Transition.OPENED, Transition.CHANGED):
-            self._told.add(key)
-        for _, queue in self._channels:
-            self._enqueue(queue, _Entry(entry.incident, transition))
 
-    async def _deliver(self, channel: Channel, queue: asyncio.Queue[_Entry]) -> None:
-        while True:
-            entry = await queue.get()
-            delay = RETRY_FIRST_SECONDS
-            while True:
-                try:
-                    await channel.notify(entry.incident, entry.transition)
-                    self.undelivered.pop(channel.name, None)
-                    break
-                except ChannelUnavailable as error:
-                    self.undelivered[channel.name] = str(error)
-                    log.warning("channel.unavailable", channel=channel.name, error=str(error), retry_seconds=delay)
-                    await asyncio.sleep(delay)
-                    delay = min(2 * delay, RETRY_LONGEST_SECONDS)
-                except ChannelRefused as error:
-                    log.error("channel.refused", channel=channel.name, key=entry.incident.key, error=str(error))
-                    break
-                except Exception:
-                    # A task's edge: a defect in one channel must not silence the others.
-                    log.exception("channel.failed", channel=channel.name, key=entry.incident.key)
-                    break
-
-    def _enqueue(self, queue: asyncio.Queue[Any], entry: _Entry | Event) -> None:
+    def _enqueue(self, entry: _Entry | Event) -> None:
         try:
-            queue.put_nowait(entry)
+            self._line.put_nowait(entry)
         except asyncio.QueueFull:
             self.overflowed += 1
-            log.error("notifier.overflow", entries=queue.qsize(), dropped=self.overflowed)
+            log.error("notifier.overflow", entries=self._line.qsize(), dropped=self.overflowed)
+
+
+def _independent(entries: list[_Entry | Event]) -> tuple[list[_Entry | Event], list[_Entry | Event]]:
+    """Those that may be written at once: one of each incident; the rest comes after them, in order."""
+    now: list[_Entry | Event] = []
+    later: list[_Entry | Event] = []
+    seen: set[str] = set()
+    for entry in entries:
+        key = entry.incident.key if isinstance(entry, _Entry) else ""
+        if key in seen:
+            later.append(entry)
+        else:
+            now.append(entry)
+            seen.add(key)
+    return now, later

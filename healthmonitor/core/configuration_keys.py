@@ -127,8 +127,8 @@ SECTIONS: tuple[Section, ...] = (
             Key("group_longest", "group_longest_seconds", _D, "and at the latest after this", 0, 3600),
             Key("group_max", "group_max", _C, "incidents in one notification", 1, 5000),
             Key("rows_max", "rows_max", _C, "incidents listed in a notification; the others are counted", 1, 1000),
-            Key("repeat", "repeat_seconds", _D, "what nobody acknowledged is said again after this, then after twice as "
-                "long, and so on; 0s: never", 0, 30 * 86400),
+            Key("repeat", "repeat_seconds", _D, "what nobody acknowledged is said again after this, then after "
+                "twice as long, and so on; 0s: never", 0, 30 * 86400),
             Key("repeat_longest", "repeat_longest_seconds", _D, "the longest such gap", 1, 30 * 86400),
             Key("per_minute", "per_minute", _C, "notifications that one channel is given per minute", 1, 100_000),
             Key("try_timeout", "try_seconds", _D, "how long a channel may take for one notification", 0.1, 600),

@@ -251,6 +251,20 @@ KINDS: Mapping[str, Kind] = {
         "resurgam meltdown override",
         _at_once,
     ),
+    "channel_failing": Kind(
+        Severity.ERROR,
+        "channel {subject} cannot deliver",
+        "Notifications wait in the outbox and are tried again; this is told on the other channels.",
+        "resurgam alert channels",
+        _at_once,
+    ),
+    "incidents_overflow": Kind(
+        Severity.ALERT,
+        "there are more incidents than are kept",
+        "Those beyond `incidents.incidents_max` are counted and told of one by one only when others are over.",
+        "resurgam incidents",
+        _at_once,
+    ),
     "agent_alert": Kind(
         Severity.ERROR,
         "alert of {subject}",

@@ -20,6 +20,8 @@ from healthmonitor.core.records import Incident
 
 _ABOUT_THE_VM = frozenset({"vm_missing", "vm_suspect"})
 _NOT_EXPLAINED_BY_THE_VM = _ABOUT_THE_VM | {"operation_unfenced", "operation_held", "operation_retrying"}
+_ABOUT_ALL = frozenset({"bus_lost", "cannot_tell", "mass_silence", "meltdown", "channel_failing", "incidents_overflow"})
+"""Never refused for want of room: there are few, and they explain the others."""
 _MONITOR = ("bus_lost:monitor", "cannot_tell:monitor", "mass_silence:fleet")
 
 
@@ -41,7 +43,7 @@ class Incidents:
         self._seen_since: dict[str, float] = {}  # deviations that are there now
         self._absent_since: dict[str, float] = {}  # of open incidents
         self._openings: dict[str, tuple[float, ...]] = {}
-        self.refused = 0  # beyond the limit
+        self.refused = 0  # beyond the limit, in the last decision
 
     def open(self) -> Mapping[str, Incident]:
         return self._open
@@ -56,6 +58,7 @@ class Incidents:
         checks: list[float] = []
         opened: list[Incident] = []
         changed: list[Incident] = []
+        self.refused = 0
         for key, deviation in present.items():
             since = self._seen_since.setdefault(key, now)
             known = self._open.get(key)
@@ -67,7 +70,7 @@ class Incidents:
                     changed.append(updated)
             elif now - since < deviation.after_seconds:
                 checks.append(since + deviation.after_seconds)
-            elif len(self._open) >= self.policy.incidents_max:
+            elif len(self._open) >= self.policy.incidents_max and deviation.kind not in _ABOUT_ALL:
                 self.refused += 1
             else:
                 self._count_opening(key, now)

@@ -52,7 +52,7 @@ def describe(
 ) -> StateInWords:
     """The state of one instance. An operation under way explains whatever else is wrong, so it comes first."""
     if operation is not None and operation.step is not Step.DONE:
-        return _in_operation(operation)
+        return describe_operation(operation)
     if record.ignore:
         return StateInWords("left alone", Tone.OFF, "a person said to leave it alone", f"resurgam start {_of(record)}")
     if record.deleting:
@@ -129,7 +129,8 @@ _HOLDS = {
 }
 
 
-def _in_operation(operation: Operation) -> StateInWords:
+def describe_operation(operation: Operation) -> StateInWords:
+    """What is being done, or why it does not go on."""
     doing = f"{_KINDS[operation.kind]}, step {operation.step.value}"
     if operation.hold is Hold.NONE:
         return StateInWords(_KINDS[operation.kind], Tone.BUSY, f"{doing}: {operation.reason}")

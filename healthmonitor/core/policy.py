@@ -113,7 +113,7 @@ class AlertPolicy:
     rows_max: int = 500
     """Incidents listed in a notification; the others are counted."""
     repeat_seconds: float = 3600.0
-    """What nobody acknowledged is said again after this; each gap is twice the one before, up to the longest. 0: never."""
+    """What nobody acknowledged is said again after this; each gap is twice the one before. 0: never."""
     repeat_longest_seconds: float = 86400.0
     per_minute: int = 60
     """Notifications that one channel is given per minute, at most."""

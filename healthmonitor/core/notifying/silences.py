@@ -7,7 +7,6 @@ bus, cannot tell, a failing channel) are silenced only by naming their kind.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from healthmonitor.core.notifying.routing import Subject
@@ -19,9 +18,7 @@ KEPT_SECONDS = 7 * 86400.0
 """How long one that is over is still listed."""
 
 
-def matching(
-    silences: Iterable[Silence], incident: Incident, subject: Subject, now_unix: float
-) -> Silence | None:
+def matching(silences: Iterable[Silence], incident: Incident, subject: Subject, now_unix: float) -> Silence | None:
     """The silence that holds for this incident now."""
     return next((each for each in silences if is_on(each, now_unix) and _matches(each, incident, subject)), None)
 

@@ -1,0 +1,480 @@
+"""Alerting as a running part: incidents in, letters written to the outbox, channels' lines kept going.
+
+Laws:
+- Written, then sent. Only the leader does either; when it leads anew it reads what was written and goes on from there.
+- The one exception: when the bus itself is gone there is nowhere to write and nobody leads. Who led last tells of that
+  from memory, once, and of its end.
+- A notification is composed when it is sent, from what is known then; the outbox keeps it as it was said.
+
+Does not know: how incidents come about, how a channel speaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import structlog
+
+from healthmonitor.channels.channel import Channel, Item, Notification, Receipt, Transition
+from healthmonitor.core.deviations import Deviation, deviation
+from healthmonitor.core.notifying import wording
+from healthmonitor.core.notifying.desk import NOTED_MAX, Desk, Rules, Surroundings
+from healthmonitor.core.notifying.routing import Subject, routed
+from healthmonitor.core.notifying.thread import Acknowledgement, Send, Thread
+from healthmonitor.core.policy import Policy
+from healthmonitor.core.records import Event, Incident, Severity, Silence
+from healthmonitor.delivery import Line
+from healthmonitor.outbox import Letter, Outbox
+from protocol.bus import Bus, BusUnavailable
+
+log = structlog.get_logger("alerting")
+
+BUS_LOST = "bus_lost"
+"""The kind that is told from memory, and only from there."""
+RETRY_SECONDS = 0.5
+LOOK_SECONDS = 1.0
+"""The desk is looked at this often even when nothing is due: wall clocks jump."""
+BUS_LOOK_SECONDS = 0.25
+LED_LATELY_SECONDS = 30.0
+"""A leader loses its lease before its connection is known to be lost; it tells of it all the same."""
+COMPOSE_LOGS_MAX = 5
+"""Incidents of one notification whose log lines are asked for."""
+
+
+class Knowledge(Protocol):
+    """What is known of incidents; `healthmonitor/facts.py`."""
+
+    def subject(self, incident: Incident) -> Subject: ...
+    def item_maker(self, incidents: Mapping[str, Incident], unix_now: float) -> Callable[[Incident], Item]: ...
+    async def log_lines(
+        self, incidents: Iterable[Incident], most: int, seconds: float
+    ) -> dict[str, tuple[str, ...]]: ...
+
+
+class AlertJournal(Protocol):
+    def incidents(self) -> Mapping[str, Incident]: ...
+    def silences(self) -> Mapping[str, Silence]: ...
+    async def read_incidents(self) -> Mapping[str, Incident]:
+        """From the bus, not from memory, which may be as old as another monitor's leadership."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelView:
+    """A channel as people are shown it."""
+
+    name: str
+    waiting: int
+    delivered: int
+    failing: bool
+    failures: int
+    error: str
+    failing_since: float | None
+    next_try_at: float | None
+    refused: int
+    digested: int
+    last_said: str
+    last_delivered_at: float | None
+
+
+class Alerting:
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        journal: AlertJournal,
+        knowledge: Knowledge,
+        channels: Sequence[Channel],
+        rules: Rules,
+        policy: Policy,
+        is_leader: Callable[[], bool],
+        unix_time: Callable[[], float],
+        tell: Callable[[Event], None],
+        site: str,
+        changed: Callable[[], None] = lambda: None,
+        link: str = "",
+    ) -> None:
+        """`tell`: writes an event to the timeline when it can. `changed`: called when a channel begins or ceases to
+        fail. `rules.channels` is what `channels` are called, whatever it says."""
+        self._bus = bus
+        self._journal = journal
+        self._knowledge = knowledge
+        self._policy = policy
+        self._is_leader = is_leader
+        self._unix_time = unix_time
+        self._tell = tell
+        self._site = site
+        self._link = link
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(bus, policy.alerts.outbox_max_bytes)
+        self._lines: dict[str, Line] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._retired: list[Channel] = []
+        self._rules = rules
+        self.desk: Desk | None = None  # only while leading
+        self._woken = asyncio.Event()
+        self._led_at = self._loop.time()  # who starts without a bus says so too
+        self._noted: dict[str, Incident] = {}  # until they are written down
+        self._bus_alarm: Incident | None = None
+        self._tests = 0
+        self.set_channels(channels, rules)
+
+    # What the monitor tells.
+
+    def see(self, incident: Incident) -> None:
+        """It is written down; now it is to be told. Before the desk is loaded there is no need: it reads the journal."""
+        if self.desk is not None and incident.kind != BUS_LOST:
+            self.desk.see(incident)
+            self._woken.set()
+
+    def note(self, incident: Incident) -> None:
+        """It happened once and stands in no record, so it is kept here until its letter is written."""
+        if len(self._noted) < NOTED_MAX:
+            self._noted[incident.key] = incident
+        if self.desk is not None:
+            self.desk.note(incident)
+            self._woken.set()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def deviations(self) -> Iterable[Deviation]:
+        """Channels that cannot deliver."""
+        for line in self._lines.values():
+            if error := line.failing():
+                detail = f"{error}; {line.waiting()} notifications wait for it"
+                yield deviation("channel_failing", line.name, detail, self._policy)
+
+    # What people ask.
+
+    def channels(self) -> list[ChannelView]:
+        return [
+            ChannelView(
+                name=line.name,
+                waiting=line.waiting(),
+                delivered=line.state.delivered,
+                failing=bool(line.failing()),
+                failures=line.state.failures,
+                error=line.state.error,
+                failing_since=line.state.failing_since,
+                next_try_at=line.state.next_try_at,
+                refused=line.state.refused,
+                digested=line.state.digested,
+                last_said=line.state.last_said,
+                last_delivered_at=line.state.last_delivered_at,
+            )
+            for line in self._lines.values()
+        ]
+
+    def warnings(self) -> list[str]:
+        """For /healthz: the monitor is well, and somebody is not told."""
+        return [
+            f"channel {line.name}: cannot deliver: {line.failing()}; {line.waiting()} wait"
+            for line in self._lines.values()
+            if line.failing()
+        ]
+
+    async def test(self, channel: str, person: str) -> Receipt:
+        """Sends a real one past the line. KeyError: no such channel; and whatever the channel raises."""
+        line = self._lines[channel]
+        now = self._unix_time()
+        self._tests += 1
+        incident = Incident(
+            key=f"test:{channel}",
+            kind="test",
+            subject="shop/db/0",
+            severity=Severity.WARNING,
+            title=f"test of channel {channel}",
+            detail=f"{person} asked for it; nothing is wrong",
+            opened_at=now,
+            updated_at=now,
+            next_step="nothing",
+        )
+        identity = f"test-{channel}-{now:.3f}-{self._tests}"
+        return await line.test(
+            Notification(
+                id=identity,
+                thread=identity,
+                transition=Transition.TEST,
+                severity=Severity.WARNING,
+                at=now,
+                subject=f"[test] test of channel {channel}: nothing is wrong",
+                items=(Item(incident, "shop/db/0, as an example", "nothing"),),
+                site=self._site,
+                link=self._link,
+            )
+        )
+
+    def explain(self, incident: Incident) -> tuple[str, ...]:
+        if self.desk is None:
+            return ("this monitor does not lead, so it does not notify",)
+        reasons = list(self.desk.explain(incident, self._unix_time(), self._around()))
+        for name, line in self._lines.items():
+            if line.failing():
+                reasons.append(f"channel {name} cannot deliver now: {line.failing()}")
+        return tuple(reasons)
+
+    def thread_of(self, key: str) -> Thread | None:
+        return self.desk.thread_of(key) if self.desk is not None else None
+
+    async def acknowledge(self, key: str, by: str, because: str) -> bool:
+        """False: it is in no thread that is not over. Durable when it returns."""
+        if self.desk is None:
+            return False
+        send = self.desk.acknowledge(key, Acknowledgement(by, because, self._unix_time()))
+        if send is None:
+            return False
+        await self._dispatch([send])
+        return True
+
+    def look_again(self) -> None:
+        """Silences or routes were changed."""
+        if self.desk is not None:
+            self.desk.look_again()
+        self._woken.set()
+
+    # The configuration.
+
+    def set_policy(self, policy: Policy) -> None:
+        self._policy = policy
+        if self.desk is not None:
+            self.desk.policy = policy.alerts
+
+    def set_channels(self, channels: Sequence[Channel], rules: Rules) -> None:
+        """Holds from now on. Channels of a name that was there take over what waits for it; letters for those that are
+        gone are dropped when they are met, and the timeline says so."""
+        former = self._lines
+        self._rules = replace(rules, channels=tuple(channel.name for channel in channels))
+        self._lines = {}
+        for channel in channels:
+            line = former.get(channel.name)
+            if line is None:
+                line = Line(
+                    channel,
+                    self._outbox,
+                    lambda: self._policy.alerts,
+                    self._is_leader,
+                    self._unix_time,
+                    self._tell_of_channel,
+                    self._changed,
+                )
+            elif line.channel is not channel:
+                self._retired.append(line.channel)
+                line.channel = channel
+            self._lines[channel.name] = line
+        self._retired.extend(line.channel for name, line in former.items() if name not in self._lines)
+        if self.desk is not None:
+            self.desk.rules = self._rules
+            self.desk.look_again()
+        self._woken.set()
+
+    # Running.
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch_bus(), name="alerting-bus")
+                while True:
+                    await self._start_lines(tasks)
+                    seconds = await self._turn()
+                    await self._until_woken(seconds)
+        finally:
+            for line in self._lines.values():
+                await line.channel.close()
+            for channel in self._retired:
+                await channel.close()
+
+    def idle(self) -> bool:
+        """Nothing waits: for tests."""
+        return (self.desk is None or self.desk.untold() == 0) and all(
+            not line.waiting() for line in self._lines.values()
+        )
+
+    async def _turn(self) -> float:
+        """Returns after how many seconds the next is due."""
+        if not self._is_leader():
+            if self.desk is not None:
+                self._stop_leading()
+            return LOOK_SECONDS
+        try:
+            if self.desk is None:
+                await self._begin_leading()
+            return await self._desk_turn()
+        except BusUnavailable as error:
+            # What the desk decided is decided: only what was written counts, so it starts anew from that
+            log.warning("alerting.waits", error=str(error), next="reads the outbox again when the bus is back")
+            self._stop_leading()
+            return RETRY_SECONDS
+
+    async def _begin_leading(self) -> None:
+        contents = await self._outbox.load()
+        read = await self._journal.read_incidents()
+        incidents = {key: each for key, each in read.items() if each.kind != BUS_LOST}
+        now = self._unix_time()
+        desk = Desk(self._policy.alerts, self._rules)
+        desk.load(contents.threads.values(), incidents, now)
+        for incident in self._journal.incidents().values():
+            if incident.key not in incidents and incident.kind != BUS_LOST:
+                desk.see(incident)
+        for letter in contents.letters:
+            for name in letter.channels:
+                if name not in letter.done:
+                    await self._put(name, letter)
+        for incident in self._noted.values():
+            desk.note(incident)
+        self.desk = desk
+        log.info("alerting.leads", letters=len(contents.letters), threads=len(contents.threads))
+
+    def _stop_leading(self) -> None:
+        self.desk = None
+        for line in self._lines.values():
+            line.clear()
+
+    async def _desk_turn(self) -> float:
+        desk = self.desk
+        if desk is None:
+            return RETRY_SECONDS
+        now = self._unix_time()
+        decision = desk.decide(now, self._around())
+        await self._dispatch(decision.sends)
+        if desk.untold_notes() == 0:
+            self._noted.clear()
+        for thread in decision.forgotten:
+            await self._outbox.forget(thread)
+        if decision.next_check is None:
+            return LOOK_SECONDS
+        return min(LOOK_SECONDS, max(0.0, decision.next_check - self._unix_time()))
+
+    async def _dispatch(self, sends: Sequence[Send]) -> None:
+        """Writes each down, and hands it to its channels' lines."""
+        if not sends:
+            return
+        alerts = self._policy.alerts
+        asked = [each for send in sends if len(send.incidents) < wording.TABLE_FROM for each in send.incidents]
+        logs = await self._knowledge.log_lines(
+            asked[: COMPOSE_LOGS_MAX * 4], alerts.log_lines, alerts.log_lines_seconds
+        )
+        incidents = {key: each for key, each in self._journal.incidents().items() if each.resolved_at is None}
+        make = self._knowledge.item_maker(incidents, self._unix_time())
+
+        def item(incident: Incident) -> Item:
+            made = make(incident)
+            return replace(made, log_lines=logs[incident.key]) if incident.key in logs else made
+
+        for send in sends:
+            keys = {each.key for each in send.incidents if each.kind in wording.EXPLAINS_OTHERS}
+            explained = [each for each in incidents.values() if each.inhibited_by in keys] if keys else []
+            notification = wording.notification(
+                send, item, explained, alerts.rows_max, self._unix_time(), self._site, self._link
+            )
+            if not send.channels:
+                await self._outbox.save(send.thread)
+                continue
+            letter = await self._outbox.put(notification, send.channels, send.thread)
+            for name in send.channels:
+                await self._put(name, letter)
+
+    async def _put(self, name: str, letter: Letter) -> None:
+        line = self._lines.get(name)
+        if line is not None:
+            line.put(letter)
+            return
+        text = f"channel {name} is not configured any more; it was not told: {letter.notification.subject}"
+        log.error("alert.no_such_channel", channel=name, notification=letter.notification.id)
+        self._tell(Event(self._unix_time(), "channel.gone", name, text, {"notification": letter.notification.id}))
+        await self._outbox.done(letter, name)
+
+    def _around(self) -> Surroundings:
+        return Surroundings(self._knowledge.subject, tuple(self._journal.silences().values()))
+
+    def _tell_of_channel(self, kind: str, subject: str, text: str, fields: dict[str, str]) -> None:
+        self._tell(Event(self._unix_time(), kind, subject, text, fields))
+
+    async def _start_lines(self, tasks: asyncio.TaskGroup) -> None:
+        for name in [name for name in self._running if name not in self._lines]:
+            self._running.pop(name).cancel()
+        for name, line in self._lines.items():
+            if name not in self._running:
+                self._running[name] = tasks.create_task(line.run(), name=f"channel-{name}")
+        retired, self._retired = self._retired, []
+        for channel in retired:
+            await channel.close()
+
+    async def _until_woken(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+        self._woken.clear()
+
+    # When the bus itself is gone.
+
+    async def _watch_bus(self) -> None:
+        down_since: float | None = None
+        while True:
+            now = self._loop.time()
+            if self._bus.connected:
+                down_since = None
+                if self._is_leader():
+                    self._led_at = now
+                if self._bus_alarm is not None:
+                    self._end_bus_alarm(self._bus_alarm)
+            else:
+                down_since = now if down_since is None else down_since
+                patience = self._policy.liveness.canary_lost_seconds
+                led_lately = down_since - self._led_at <= LED_LATELY_SECONDS
+                if self._bus_alarm is None and led_lately and now - down_since >= patience:
+                    self._begin_bus_alarm(now - down_since)
+            await asyncio.sleep(BUS_LOOK_SECONDS)
+
+    def _begin_bus_alarm(self, seconds: float) -> None:
+        at = self._unix_time()
+        lost = deviation(
+            BUS_LOST, "monitor", f"the connection is down for {seconds:.0f} s and tried again and again", self._policy
+        )
+        self._bus_alarm = Incident(
+            key=lost.key,
+            kind=lost.kind,
+            subject=lost.subject,
+            severity=lost.severity,
+            title=lost.title,
+            detail=lost.detail,
+            opened_at=at - seconds,
+            updated_at=at,
+            next_step=lost.next_step,
+        )
+        log.error("bus.lost", next="told from memory", seconds=round(seconds, 1))
+        self._send_from_memory(self._bus_alarm, Transition.OPENED)
+
+    def _end_bus_alarm(self, alarm: Incident) -> None:
+        self._bus_alarm = None
+        at = self._unix_time()
+        took = wording.duration(max(0.0, at - alarm.opened_at))
+        over = replace(alarm, resolved_at=at, updated_at=at, resolution=f"over after {took}: the connection is back")
+        self._send_from_memory(over, Transition.RESOLVED)
+
+    def _send_from_memory(self, incident: Incident, transition: Transition) -> None:
+        at = self._unix_time()
+        way = routed(incident, Subject(), self._rules.routes, self._rules.channels, at)
+        thread = f"bus-lost-{self._site}-{incident.opened_at:.0f}"
+        over = transition is Transition.RESOLVED
+        subject = f"[resolved] the bus is back: {incident.resolution}" if over else f"[critical] {incident.title}"
+        notification = Notification(
+            id=f"{thread}-{transition.value}",
+            thread=thread,
+            transition=transition,
+            severity=incident.severity,
+            at=at,
+            subject=subject,
+            items=(Item(incident, f"monitor {self._site}", "it is tried again and again; nothing is rebuilt"),),
+            site=self._site,
+            link=self._link,
+        )
+        for name in way.channels:
+            if name in self._lines:
+                self._lines[name].put(Letter(notification, way.channels))
