@@ -368,9 +368,8 @@ class Supervisor:
             raise EngineRefused("the specification was withdrawn")
         mounts = self._mounts
         try:
-            directories = await asyncio.wait_for(
-                asyncio.to_thread(self._prepare_mounts, container, mounts), self._limits.mounts_seconds
-            )
+            async with asyncio.timeout(self._limits.mounts_seconds):
+                directories = await asyncio.to_thread(self._prepare_mounts, container, mounts)
         except TimeoutError:
             raise EngineRefused("its directories could not be made in time; does a disk hang?") from None
         await self._engine.ensure_networks(spec.networks)
@@ -420,7 +419,9 @@ class Supervisor:
 
     async def _load_notes(self) -> None:
         try:
-            plain = await asyncio.wait_for(asyncio.to_thread(self._notes_store.load), self._limits.notes_seconds)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes when its task is just done.
+            async with asyncio.timeout(self._limits.notes_seconds):
+                plain = await asyncio.to_thread(self._notes_store.load)
             notes = from_plain(dict[ContainerName, Note], plain)
         except (OSError, TimeoutError, Invalid) as error:
             # Without notes every running container is taken as it is: nothing restarts needlessly.
@@ -435,7 +436,8 @@ class Supervisor:
             return
         plain: dict[str, Any] = {name: to_plain(note) for name, note in notes.items()}
         try:
-            await asyncio.wait_for(asyncio.to_thread(self._notes_store.save, plain), self._limits.notes_seconds)
+            async with asyncio.timeout(self._limits.notes_seconds):
+                await asyncio.to_thread(self._notes_store.save, plain)
         except (OSError, TimeoutError) as error:
             log.error("supervisor.notes_not_saved", reason=str(error))
             return
