@@ -25,7 +25,7 @@ HASH_SEED = "0"
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
-        os.execve(  # noqa: S606
+        os.execve(
             sys.executable,
             [sys.executable, "-m", "tests.simulation", *arguments],
             {**os.environ, "PYTHONHASHSEED": HASH_SEED},
@@ -44,7 +44,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def repeat_command(seed: int, scenario: str, mutant: str = "") -> str:
-    parts = [f"python -m tests.simulation --seeds {seed} --scenario {scenario}", f"--mutant {mutant}" if mutant else "", "-v"]
+    parts = [
+        f"python -m tests.simulation --seeds {seed} --scenario {scenario}",
+        f"--mutant {mutant}" if mutant else "",
+        "-v",
+    ]
     return " ".join(part for part in parts if part)
 
 

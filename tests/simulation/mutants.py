@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from healthmonitor.core import fleet as fleet_module
+from healthmonitor.core import liveness
 from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.liveness import Heard, Hearing
 from healthmonitor.core.operation import Done, Outcome
@@ -33,7 +34,7 @@ def _fence_skipped() -> Iterator[None]:
     """FENCE says done without asking the cloud."""
 
     async def fence(context: StepContext) -> Outcome:
-        return Done("mutant", proof="none")
+        return Done("mutant", proof="none" if context.operation.old_vm is not None else "")
 
     with _patched(taking, "TAKE", MappingProxyType({**taking.TAKE, Step.FENCE: fence})):
         yield
@@ -42,7 +43,7 @@ def _fence_skipped() -> Iterator[None]:
 @contextlib.contextmanager
 def _late_heartbeat_renews() -> Iterator[None]:
     """A heartbeat renews the lease as of when it was received, however long it was on its way."""
-    real = fleet_module.hear
+    real = liveness.hear
 
     def hear(life: Any, glance: Any, received_at: float, policy: Any) -> Heard:
         heard = real(life, glance, received_at, policy)
