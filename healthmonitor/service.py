@@ -155,7 +155,7 @@ class Service:
             lambda: self._journal_is_open,
             leadership,
             monitor,
-            lambda: fleet.canary_silent_seconds(loop.time()),
+            lambda: fleet.own.canary_silent_seconds(loop.time()),
             lambda: self.configuration.policy.liveness.canary_lost_seconds,
             loop.time,
             lambda: self.configuration.policy.resurrection.enabled,

@@ -277,8 +277,9 @@ def _run(demo: Demo, screen: Screen) -> int:
         screen.note("interrupted")
         code = 130
     screen.say()
-    screen.say("Look around:       .venv/bin/resurgam status      (events --follow, incidents, logs db/0 redis, …)")
-    screen.say("Remove it all:     make down                      (make clean removes .cache and .venv too)")
+    sudo = "sudo " if os.environ.get("SUDO_USER") else ""
+    screen.say(f"Look around:    {sudo}.venv/bin/resurgam status    (or events --follow, incidents, logs db/0 redis)")
+    screen.say("Remove it all:  make down    (make clean removes .cache and .venv too)")
     return code
 
 

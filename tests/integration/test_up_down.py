@@ -14,16 +14,23 @@ from pathlib import Path
 import pytest
 
 from healthmonitor.cli.processes import Background, start_ticks, wait_until
+from tests.support.nats import free_port
 
 PROJECT = Path(__file__).parents[2]
 COMMAND_SECONDS = 60
-ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(PROJECT)}
+    "PATH": os.environ["PATH"],
+    "HOME": "/nonexistent",
+    "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
+}
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Path]:
-    """A directory for a site; whatever a test leaves running there is ended."""
+    """A directory for a site with ports of its own; whatever a test leaves running there is ended."""
     directory = tmp_path / "site"
+    directory.mkdir()
+    (directory / "ports.json").write_text(json.dumps({"nats": free_port(), "api": free_port()}))
     yield directory
     ended = resurgam(directory, "down", "--yes")
     assert ended.returncode == 0, ended.stderr
