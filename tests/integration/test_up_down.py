@@ -19,10 +19,6 @@ from tests.support.nats import free_port
 PROJECT = Path(__file__).parents[2]
 COMMAND_SECONDS = 60
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(PROJECT)}
-    "PATH": os.environ["PATH"],
-    "HOME": "/nonexistent",
-    "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
-}
 
 
 @pytest.fixture
