@@ -31,6 +31,8 @@ from protocol.ids import is_name
 
 ROOT_DISK_MIB = 8192
 """Sparse: of it a fresh stemcell takes some 600 MiB."""
+BUILDS_KEPT = 2
+"""Of each name: the current one, and the one before it, which a creation under way may still need."""
 TOOL_SECONDS = 300.0
 TOOLS = ("mmdebstrap", "mke2fs", "qemu-img", "tar", "chroot", "apt-config")
 IMAGES = "usr/share/resurgam/images"
@@ -75,20 +77,18 @@ def build(
         else:
             manifest = codec.from_json(StemcellManifest, (final / MANIFEST).read_bytes())
         _point(directory / name / CURRENT, digest)
+        _remove_old(directory / name)
     progress("stemcell is ready", 1.0)
     return Stemcell(manifest, final)
 
 
-def remove_unused(directory: Path, name: str, used: frozenset[str]) -> list[str]:
-    """Removes earlier builds of `name` whose digest is not in `used`; their digests."""
-    removed = []
-    current = (directory / name / CURRENT).resolve().name
-    for manifest in sorted((directory / name).glob(f"*/{MANIFEST}")):
-        build_directory = manifest.parent
-        if build_directory.name not in (CURRENT, current) and build_directory.name not in used:
-            shutil.rmtree(build_directory)
-            removed.append(build_directory.name)
-    return removed
+def _remove_old(home: Path) -> None:
+    """All builds of a stemcell but the last few. VMs that run have theirs open and keep it."""
+    current = (home / CURRENT).resolve()
+    builds = [manifest.parent for manifest in home.glob(f"*/{MANIFEST}") if not manifest.parent.is_symlink()]
+    older = sorted((path for path in builds if path != current), key=lambda path: path.stat().st_mtime)
+    for path in older[: max(0, len(older) - (BUILDS_KEPT - 1))]:
+        shutil.rmtree(path)
 
 
 def _assemble(
