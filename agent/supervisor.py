@@ -42,7 +42,9 @@ PrepareMounts = Callable[[ContainerSpec, Mapping[DiskName, str]], dict[str, str]
 class NotesStore(Protocol):
     """A small document on disk. Both may block and are called in a thread. OSError."""
 
-    def load(self) -> dict[str, Any]: ...
+    def load(self) -> dict[str, Any] | None:
+        """None: there is none yet."""
+        ...
 
     def save(self, notes: dict[str, Any]) -> None: ...
 
@@ -422,7 +424,7 @@ class Supervisor:
             # Not wait_for: in Python 3.11 it loses a cancellation that comes when its task is just done.
             async with asyncio.timeout(self._limits.notes_seconds):
                 plain = await asyncio.to_thread(self._notes_store.load)
-            notes = from_plain(dict[ContainerName, Note], plain)
+            notes = from_plain(dict[ContainerName, Note], plain or {})
         except (OSError, TimeoutError, Invalid) as error:
             # Without notes every running container is taken as it is: nothing restarts needlessly.
             log.error("supervisor.notes_unreadable", reason=str(error))
