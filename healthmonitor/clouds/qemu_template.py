@@ -135,7 +135,7 @@ class Templates:
             raise CloudUnavailable(f"QEMU did not start for the warm template: {error}") from None
         loop = asyncio.get_running_loop()
         started = loop.time()
-        console = draft / "console.log"
+        console = draft / qemu_machine.CONSOLE
         while READY_LINE not in console.read_bytes():
             passed = loop.time() - started
             if passed > BOOT_SECONDS:
