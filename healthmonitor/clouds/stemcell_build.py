@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -54,6 +53,9 @@ def build(
     if not is_name(name):
         raise BuildFailed(f"{name!r} is no name for a stemcell: lower-case letters, digits, - and _")
     require_tools(*TOOLS)
+    tags = tuple(tag for image in images for tag in tags_of(image))
+    if len({_file_name(image) for image in images}) < len(images):
+        raise BuildFailed("two image archives have the same file name; rename one")
     directory.mkdir(parents=True, exist_ok=True)
     cache = directory / ".cache"
     cache.mkdir(exist_ok=True, mode=0o700)
@@ -67,7 +69,7 @@ def build(
         if not (final / MANIFEST).exists():
             draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
             try:
-                manifest = _assemble(name, digest, base, agent, images, draft, _part(progress, 0.6, 1.0))
+                manifest = _assemble(name, digest, base, agent, images, tags, draft, _part(progress, 0.6, 1.0))
                 final.parent.mkdir(exist_ok=True)
                 shutil.rmtree(final, ignore_errors=True)  # of an interrupted earlier try
                 os.sync()
@@ -97,6 +99,7 @@ def _assemble(
     base: Path,
     agent: stemcell_agent.AgentPayload,
     images: Sequence[Path],
+    tags: tuple[str, ...],
     draft: Path,
     progress: Progress,
 ) -> StemcellManifest:
@@ -142,7 +145,7 @@ def _assemble(
         digest=digest,
         built_at=time.time(),
         versions=versions,
-        images=tuple(tag for image in images for tag in tags_of(image)),
+        images=tags,
     )
     (draft / MANIFEST).write_bytes(codec.to_json(manifest))
     draft.chmod(0o700)
@@ -255,8 +258,7 @@ def _point(link: Path, target: str) -> None:
 
 
 def _file_name(image: Path) -> str:
-    with tarfile.open(image):
-        return re.sub(r"[^A-Za-z0-9._-]", "_", image.name.removesuffix(".tar"))
+    return re.sub(r"[^A-Za-z0-9._-]", "_", image.name.removesuffix(".tar"))
 
 
 def _made(path: Path) -> Path:
