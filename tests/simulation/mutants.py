@@ -12,7 +12,7 @@ from typing import Any
 
 from healthmonitor.core import fleet as fleet_module
 from healthmonitor.core import liveness
-from healthmonitor.core.fleet import Fleet
+from healthmonitor.core.hearing import OwnHearing
 from healthmonitor.core.liveness import Heard, Hearing
 from healthmonitor.core.operation import Done, Outcome
 from healthmonitor.core.records import Step
@@ -58,10 +58,10 @@ def _late_heartbeat_renews() -> Iterator[None]:
 def _cannot_tell_ignored() -> Iterator[None]:
     """The monitor trusts its ears from the first moment, and whatever they suffer."""
 
-    def hearing(self: Fleet, now: float) -> Hearing:
+    def at(self: OwnHearing, now: float) -> Hearing:
         return Hearing(float("-inf"))
 
-    with _patched(Fleet, "hearing", hearing):
+    with _patched(OwnHearing, "at", at):
         yield
 
 
