@@ -208,7 +208,7 @@ class QemuCloud:
         templates = await self._templates()
         template = await templates.build(machine, stemcell, progress)
         used = frozenset(record.template for record in self._store.vms())
-        await templates.remove_unused(stemcell, used)
+        await templates.remove_superseded(machine, stemcell, used)
         return template.key
 
     async def freeze_vm(self, vm: VmCid) -> None:
