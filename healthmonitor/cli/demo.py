@@ -30,7 +30,7 @@ from healthmonitor.cli.events_view import clock, event_text
 from healthmonitor.cli.failures import CliFailure, ExitCode
 from healthmonitor.cli.following import follow_deployment, last_sequence
 from healthmonitor.cli.manifest_upload import upload
-from healthmonitor.cli.screen import Screen, duration, make_table, plain_table
+from healthmonitor.cli.screen import Screen, duration, logs_to_standard_error, make_table, plain_table
 from healthmonitor.cli.session import Session
 from healthmonitor.cli.site import LocalSite
 from healthmonitor.cli.status_view import all_good, only, status_view
@@ -256,6 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--project", type=Path, default=Path.cwd())
     arguments = parser.parse_args()
+    logs_to_standard_error()
     screen = Screen(as_json=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(_run(Demo(arguments.project.absolute(), screen), screen))
