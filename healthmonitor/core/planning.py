@@ -21,6 +21,9 @@ from protocol.ids import ContainerName, DeploymentName, DiskName, InstanceId, in
 from protocol.spec import ContainerSpec, spec_hash
 
 
+REMOUNT_NOTE = "; from its next mount on: a mounted disk is left as it is until its VM restarts or is recreated"
+
+
 class Verb(Enum):
     CREATE = "create"
     RECREATE = "recreate"  # the VM is replaced; its disks go with it
@@ -176,7 +179,7 @@ def change_of(instance: InstanceId, before: InstanceGroup, after: InstanceGroup)
         *(f"disk {name}: no longer used; it is kept, with its data, as an orphan" for name in orphaned),
         *(
             f"disk {name}: mount options {shown(name, old[name].mount_options)} → "
-            f"{shown(name, new[name].mount_options)}"
+            f"{shown(name, new[name].mount_options)}" + ("" if vm else REMOUNT_NOTE)
             for name in new
             if name in old and new[name].mount_options != old[name].mount_options
         ),

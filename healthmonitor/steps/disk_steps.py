@@ -41,18 +41,22 @@ async def make_disks(context: StepContext) -> Outcome:
             cid = await context.call_cloud("create_disk", lambda r=request: context.cloud().create_disk(r))  # type: ignore[misc]
             await _save_binding(context, replace(binding, cid=cid), f"disk {wanted.name} made")
             notes.append(f"{wanted.name} is {cid}")
-        elif binding.size_mib < wanted.size_mib:
+            continue
+        if binding.size_mib < wanted.size_mib:
             disk, size_mib = binding.cid, wanted.size_mib
             await context.call_cloud(
                 "resize_disk",
                 lambda d=disk, s=size_mib: context.cloud().resize_disk(d, s),  # type: ignore[misc]
             )
-            await _save_binding(context, replace(binding, size_mib=size_mib), f"disk {wanted.name} grown")
+            binding = replace(binding, size_mib=size_mib)
+            await _save_binding(context, binding, f"disk {wanted.name} grown")
             notes.append(f"{wanted.name} grown to {size_mib} MiB")
-        elif binding.mount_options != wanted.mount_options:
+        if binding.mount_options != wanted.mount_options:
+            # The agent mounts with them the next time: a mounted disk is not taken from its containers for this.
             await _save_binding(
                 context, replace(binding, mount_options=wanted.mount_options), f"disk {wanted.name} options"
             )
+            notes.append(f"{wanted.name} has other mount options from its next mount on")
     return Done("; ".join(notes))
 
 
