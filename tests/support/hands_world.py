@@ -296,6 +296,8 @@ class HandsWorld:
         self.policy = policy()
         self.cannot_tell = ""
         self.meltdowns: dict[str, str] = {}
+        self.clock_ahead_seconds = 0.0
+        """Added to the wall clock: an hour of it passes at once, without an hour of heartbeats."""
         self._ids = 0
         self._monitors = 0
 
@@ -319,7 +321,7 @@ class HandsWorld:
         return f"id{self._ids}"
 
     def unix_time(self) -> float:
-        return UNIX_EPOCH + self.loop.time()
+        return UNIX_EPOCH + self.loop.time() + self.clock_ahead_seconds
 
     # Monitors.
 
