@@ -93,7 +93,7 @@ def hundred(seed: int) -> Scenario:
         fronts=59,
         monitors=2,
         build_seconds=900.0,
-        storm_seconds=300.0,
+        storm_seconds=180.0,
         faults_per_minute=4.0,
         meltdown=False,
     )

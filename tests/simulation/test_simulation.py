@@ -36,7 +36,8 @@ def digests(output: str) -> list[str]:
     ("scenario", "seeds"),
     [
         ("mixed", "0-19"),  # 0: a VM held back by a meltdown was rebuilt though it had come back; 2, 5: lying deletes
-        ("killing", "0,1,5"),  # 5: a VM lost while the monitor was down, after it was heard, was never missed
+        # 5: a VM lost while the monitor was down was never missed; 9: unfenced, back, and killed all the same
+        ("killing", "0,5,9"),
         ("restarts", "0-2"),
         ("lateness", "0-1"),
     ],
@@ -58,7 +59,7 @@ def test_a_hundred_vms() -> None:
 @pytest.mark.timeout(LONGEST_SECONDS)
 def test_the_same_seed_gives_the_same_trace() -> None:
     """Two processes that run one seed have one digest; another seed has another."""
-    first, second = simulate("4", "killing"), simulate("4,6", "killing")
+    first, second = simulate("2", "lateness"), simulate("2,4", "lateness")
     assert first.returncode == second.returncode == 0, first.stdout + second.stdout
     assert digests(first.stdout) == digests(second.stdout)[:1]
     assert len(set(digests(second.stdout))) == 2

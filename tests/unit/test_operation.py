@@ -115,6 +115,15 @@ def test_alive_again_ends_without_rebuilding(step: Step) -> None:
     assert "alive again: pong" in subject.timings[-1].note
 
 
+def test_an_unfenced_vm_that_came_back_is_spared() -> None:
+    """Held for want of a proof and heard again: the resurrection ends. One recreated on purpose is not spared."""
+    unfenced = operation(OperationKind.RESURRECT, Step.FENCE, hold=Hold.UNFENCED)
+    assert rules.advance(unfenced, AliveAgain("pong"), 101.0, POLICY).step is Step.DONE
+    on_purpose = operation(OperationKind.RECREATE, Step.FENCE, hold=Hold.UNFENCED)
+    with pytest.raises(IllegalTransition):
+        rules.advance(on_purpose, AliveAgain("pong"), 101.0, POLICY)
+
+
 @pytest.mark.parametrize("kind", [OperationKind.CREATE, OperationKind.RESURRECT, OperationKind.RECREATE])
 @pytest.mark.parametrize("step", [Step.ATTACH, Step.HEAR_AGENT])
 def test_a_vm_that_never_comes_up_is_fenced_before_the_next(kind: OperationKind, step: Step) -> None:
