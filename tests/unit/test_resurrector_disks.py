@@ -1,4 +1,4 @@
-"""What becomes of an instance's disks when its manifest changes: made, grown, mounted otherwise, let go, found again."""
+"""What becomes of an instance's disks when its manifest changes: made, grown, mounted otherwise, let go, adopted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from healthmonitor.core.manifest import DiskRequirement, InstanceGroup
-from healthmonitor.core.planning import Verb, change_of
+from healthmonitor.clouds.cloud import DiskRequest
+from healthmonitor.core.keys import disk_key
+from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest
+from healthmonitor.core.planning import Plan, Verb, change_of, plan
 from healthmonitor.core.records import OperationKind, RolloutState
 from protocol.ids import DiskCid, DiskName
 from tests.simulation.cloud import Fault
@@ -112,5 +114,131 @@ def test_changed_properties_of_a_disk_begin_nothing() -> None:
         await rolled_out(world, replace(group(), disks=(fast,)), revision=2)
         assert world.record(DB).group.disks == (fast,)
         assert machine(world).asked == asked
+
+    in_world(play)
+
+
+async def let_go(world: HandsWorld, how: str) -> None:
+    """Leaves a disk without an instance to use it: dropped from the manifest, or its whole deployment deleted."""
+    if how == "dropped":
+        await rolled_out(world, group(disks={}), revision=2)
+        return
+    standing = world.parts.journal.deployments()[SHOP]
+    await world.deploy(replace(standing, deleting=True))
+    await world.until(lambda: world.idle() and not world.parts.journal.deployments(), "deleted")
+
+
+def planned(world: HandsWorld, wanted: InstanceGroup) -> Plan:
+    journal = world.parts.journal
+    return plan(list(journal.instances().values()), None, Manifest(SHOP, (wanted,)), journal.orphans())
+
+
+async def told(world: HandsWorld, kind: str) -> list[str]:
+    entries = await world.parts.process.call(world.loop.create_task, world.parts.journal.last_events(1000))
+    return [entry.event.text for entry in entries if entry.event.kind == kind]
+
+
+@pytest.mark.parametrize("how", ["dropped", "deleted"])
+@pytest.mark.parametrize(
+    ("size_mib", "said", "in_the_end_mib"),
+    [(100, "(100MiB)", 100), (250, "(grows 100MiB → 250MiB)", 250), (50, "(100MiB)", 100)],
+)
+def test_a_disk_asked_for_again_is_adopted_and_said_to_be(
+    how: str, size_mib: int, said: str, in_the_end_mib: int
+) -> None:
+    """The plan and the timeline say that the old disk comes back with its data; one that is smaller than asked for is
+    grown before its VM is told of it, a larger one stays as large."""
+
+    async def play(world: HandsWorld) -> None:
+        await rolled_out(world, group(disks={"data": 100}))
+        disk = disk_of(world)
+        await let_go(world, how)
+        wanted = group(disks={"data": size_mib})
+        (change,) = planned(world, wanted).changes
+        assert f"disk data: adopts orphan {disk} with its data {said}" in change.details
+        assert (change.adopted_disks, change.new_disks) == ((DATA,), ())
+        await rolled_out(world, wanted, revision=3)
+        assert disk_of(world) == disk
+        assert await told(world, "disk.adopted") == [f"disk data: adopts orphan {disk} with its data (100 MiB)"]
+        assert world.cloud.disks[disk].size_mib == in_the_end_mib
+        assert world.record(DB).disks[0].size_mib == in_the_end_mib
+        assert machine(world).filesystem_mib[disk] == in_the_end_mib
+        assert machine(world).mounted_with[disk]["size_mib"] == in_the_end_mib
+        assert not world.parts.journal.orphans()
+        assert planned(world, wanted).empty
+
+    in_world(play)
+
+
+def test_a_disk_that_the_journal_does_not_know_is_adopted_no_less_loudly() -> None:
+    """An orphan from before the journal was lost: the cloud has it under the key, smaller than asked for. It is not
+    taken for the new disk that was ordered."""
+
+    async def play(world: HandsWorld) -> None:
+        old = await world.cloud.create_disk(DiskRequest(disk_key(DB, DATA), 100))
+        await rolled_out(world, group(disks={"data": 400}))
+        assert disk_of(world) == old
+        assert await told(world, "disk.adopted") == [f"disk data: adopts orphan {old} with its data (100 MiB)"]
+        assert machine(world).filesystem_mib[old] == 400
+
+    in_world(play)
+
+
+def test_a_new_disk_is_not_said_to_be_adopted() -> None:
+    """The first of its name, also when its making had to be tried again: no word of an orphan."""
+
+    async def play(world: HandsWorld) -> None:
+        world.cloud.plan_fault("create_disk", Fault.UNANSWERED, times=2)
+        await rolled_out(world, group())
+        assert await told(world, "disk.adopted") == []
+        assert not world.parts.journal.orphans()
+
+    in_world(play)
+
+
+def test_an_orphan_with_another_file_system_is_refused() -> None:
+    """The plan refuses it; a rollout that is under way all the same neither formats nor mounts it."""
+
+    async def play(world: HandsWorld) -> None:
+        await rolled_out(world, group(disks={"data": 100}))
+        await let_go(world, "dropped")
+        wanted = replace(group(), disks=(DiskRequirement(DATA, 100, filesystem="xfs"),))
+        (refusal,) = planned(world, wanted).refusals
+        assert "has ext4 and is never formatted as xfs" in refusal
+        await world.deploy(deployment(wanted, revision=3))
+        await world.until(lambda: (o := world.operation(DB)) is not None and "never formatted" in o.error, "refused")
+        assert world.record(DB).disks == ()
+
+    in_world(play)
+
+
+def test_an_orphan_that_somebody_deleted_is_missed_aloud() -> None:
+    """The plan promised the old disk; it is not in the cloud any more: a new one is made, and that is said."""
+
+    async def play(world: HandsWorld) -> None:
+        await rolled_out(world, group(disks={"data": 100}))
+        disk = disk_of(world)
+        await let_go(world, "dropped")
+        await world.cloud.delete_disk(disk)
+        await rolled_out(world, group(disks={"data": 100}), revision=3)
+        assert await told(world, "disk.orphan_gone") == [
+            f"disk data: orphan {disk} is not in the cloud any more; a new one is made"
+        ]
+        assert not world.parts.journal.orphans()
+
+    in_world(play)
+
+
+def test_disks_deleted_with_their_deployment_leave_no_orphans() -> None:
+    """On a person's word: gone from the cloud, and not promised by any plan."""
+
+    async def play(world: HandsWorld) -> None:
+        await rolled_out(world, group())
+        standing = world.parts.journal.deployments()[SHOP]
+        await world.deploy(replace(standing, deleting=True, delete_disks=True))
+        await world.until(lambda: world.idle() and not world.parts.journal.deployments(), "deleted")
+        assert not world.cloud.disks
+        assert not world.parts.journal.orphans()
+        assert planned(world, group()).changes[0].new_disks == (DATA,)
 
     in_world(play)
