@@ -13,7 +13,6 @@ from pathlib import Path
 import structlog
 
 from healthmonitor.api_server import AddressInUse
-from healthmonitor.clouds.registry import option_errors
 from healthmonitor.configuration_file import LoadedConfiguration, load_configuration
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.service import Service
@@ -35,18 +34,15 @@ def main() -> None:
     except ManifestErrors as errors:
         print(errors, file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION)
-    wrong = [
-        error for cloud in loaded.configuration.clouds.values() for error in option_errors(cloud, str(arguments.config))
-    ]
-    if wrong:
-        print(ManifestErrors(wrong), file=sys.stderr)
-        sys.exit(EXIT_CONFIGURATION)
     if arguments.check:
         print(f"{arguments.config} is right")
         return
     configure_logging(loaded.configuration.log_level)
     try:
         asyncio.run(_run(loaded, arguments.config))
+    except ManifestErrors as errors:
+        print(errors, file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
     except AddressInUse as error:
         print(f"{error}; change http.listen in {arguments.config}, or end what listens there", file=sys.stderr)
         sys.exit(1)

@@ -108,7 +108,8 @@ class Demo:
 
     def _cloud(self) -> QemuCloud:
         configuration = load_configuration(self._site.configuration_path).configuration
-        built = build_cloud(next(cloud for cloud in configuration.clouds.values() if cloud.provider == "qemu"))
+        qemu = next(cloud for cloud in configuration.clouds.values() if cloud.provider == "qemu")
+        built = build_cloud(qemu, Path(configuration.state_dir))
         if not isinstance(built, QemuCloud):
             raise DemoFailed("the demonstration's cloud is not qemu")
         return built
