@@ -16,8 +16,8 @@ from healthmonitor.api_server import AddressInUse
 from healthmonitor.configuration_file import LoadedConfiguration, load_configuration
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.service import Service
-from healthmonitor.systemd_notify import SystemdNotify
 from healthmonitor.version import VERSION
+from protocol.systemd_notify import SystemdNotify
 
 DEFAULT_CONFIGURATION = Path("/etc/resurgam/healthmonitor.yml")
 EXIT_CONFIGURATION = 2

@@ -43,11 +43,11 @@ from healthmonitor.monitor import Monitor
 from healthmonitor.operator_actions import OperatorActions
 from healthmonitor.resurrector import Resurrector
 from healthmonitor.site_state import LOOP_LATE_SECONDS, SiteState
-from healthmonitor.systemd_notify import SystemdNotify
 from protocol import nats_bus
 from protocol.bus import BusUnavailable
 from protocol.ids import CloudName, DeploymentName, MonitorId
 from protocol.settings import BusSettings
+from protocol.systemd_notify import SystemdNotify
 
 log = structlog.get_logger("service")
 

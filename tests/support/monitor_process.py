@@ -20,8 +20,8 @@ from healthmonitor.clouds.registry import build_cloud
 from healthmonitor.configuration_file import load_configuration
 from healthmonitor.core.configuration import CloudConfiguration
 from healthmonitor.service import Service
-from healthmonitor.systemd_notify import SystemdNotify
 from protocol.ids import VmCid
+from protocol.systemd_notify import SystemdNotify
 
 
 class LyingCloud:

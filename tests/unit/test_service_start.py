@@ -11,8 +11,8 @@ from healthmonitor.configuration_file import LoadedConfiguration, Secrets
 from healthmonitor.core.configuration import CloudConfiguration, Configuration
 from healthmonitor.core.located_yaml import ManifestError, ManifestErrors
 from healthmonitor.service import Service
-from healthmonitor.systemd_notify import SystemdNotify
 from protocol.ids import CloudName
+from protocol.systemd_notify import SystemdNotify
 
 
 async def test_a_cloud_that_cannot_be_made_ends_the_start(tmp_path: Path) -> None:
