@@ -23,7 +23,6 @@ setup:
 setup-python:
 	@tools/setup.sh python
 
-# Building a root file system needs root.
 demo: setup
 	@$(SUDO) $(PYTHON) -m healthmonitor.cli.demo
 

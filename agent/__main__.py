@@ -36,12 +36,12 @@ from agent.settings_sources import Found, SettingsError
 from agent.shell import AgentShell
 from agent.store import Document, Store
 from agent.supervisor import Supervisor
-from agent.systemd_notify import SystemdNotify
 from agent.vitals import Vitals, read_sample
 from agent.watchdog import watch
 from protocol.nats_bus import NatsBus
 from protocol.settings import AgentSettings
 from protocol.spec import Wanted
+from protocol.systemd_notify import SystemdNotify
 
 log = structlog.get_logger("agent")
 

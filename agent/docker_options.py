@@ -124,8 +124,9 @@ def _healthcheck(healthcheck: Healthcheck | None) -> dict[str, Any] | None:
 def _port_bindings(container: ContainerSpec) -> dict[int | str, Any]:
     bindings: dict[int | str, Any] = {}
     for port in container.ports:
-        if port.host_port:
-            bindings.setdefault(f"{port.container_port}/{port.protocol}", []).append((port.host_ip, port.host_port))
+        if port.host_port or port.published:
+            host_port = port.host_port or None  # None: a free one, chosen by the engine
+            bindings.setdefault(f"{port.container_port}/{port.protocol}", []).append((port.host_ip, host_port))
     return bindings
 
 

@@ -75,9 +75,9 @@ def _make(root: Path, path: Path, owner: tuple[int, int] | None) -> None:
             current.chmod(0o755)
             if owner is not None and number == len(parts):
                 os.chown(current, *owner)
-    # A container may have written a link where a directory should be; the engine would follow it.
-    if not current.resolve().is_relative_to(root.resolve()):
-        raise EngineRefused(f"{path} is a link that leads out of the disk")
+        # A container may have written a link where a directory should be; we and the engine would follow it.
+        if not current.resolve().is_relative_to(root.resolve()):
+            raise EngineRefused(f"{current} is a link that leads out of the disk")
 
 
 def _owner(user: str) -> tuple[int, int] | None:

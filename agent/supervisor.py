@@ -42,7 +42,9 @@ PrepareMounts = Callable[[ContainerSpec, Mapping[DiskName, str]], dict[str, str]
 class NotesStore(Protocol):
     """A small document on disk. Both may block and are called in a thread. OSError."""
 
-    def load(self) -> dict[str, Any]: ...
+    def load(self) -> dict[str, Any] | None:
+        """None: there is none yet."""
+        ...
 
     def save(self, notes: dict[str, Any]) -> None: ...
 
@@ -368,9 +370,8 @@ class Supervisor:
             raise EngineRefused("the specification was withdrawn")
         mounts = self._mounts
         try:
-            directories = await asyncio.wait_for(
-                asyncio.to_thread(self._prepare_mounts, container, mounts), self._limits.mounts_seconds
-            )
+            async with asyncio.timeout(self._limits.mounts_seconds):
+                directories = await asyncio.to_thread(self._prepare_mounts, container, mounts)
         except TimeoutError:
             raise EngineRefused("its directories could not be made in time; does a disk hang?") from None
         await self._engine.ensure_networks(spec.networks)
@@ -420,8 +421,10 @@ class Supervisor:
 
     async def _load_notes(self) -> None:
         try:
-            plain = await asyncio.wait_for(asyncio.to_thread(self._notes_store.load), self._limits.notes_seconds)
-            notes = from_plain(dict[ContainerName, Note], plain)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes when its task is just done.
+            async with asyncio.timeout(self._limits.notes_seconds):
+                plain = await asyncio.to_thread(self._notes_store.load)
+            notes = from_plain(dict[ContainerName, Note], plain or {})
         except (OSError, TimeoutError, Invalid) as error:
             # Without notes every running container is taken as it is: nothing restarts needlessly.
             log.error("supervisor.notes_unreadable", reason=str(error))
@@ -435,7 +438,8 @@ class Supervisor:
             return
         plain: dict[str, Any] = {name: to_plain(note) for name, note in notes.items()}
         try:
-            await asyncio.wait_for(asyncio.to_thread(self._notes_store.save, plain), self._limits.notes_seconds)
+            async with asyncio.timeout(self._limits.notes_seconds):
+                await asyncio.to_thread(self._notes_store.save, plain)
         except (OSError, TimeoutError) as error:
             log.error("supervisor.notes_not_saved", reason=str(error))
             return

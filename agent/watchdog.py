@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from agent.systemd_notify import SystemdNotify
+from protocol.systemd_notify import SystemdNotify
 
 log = structlog.get_logger(__name__)
 

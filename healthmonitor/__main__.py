@@ -13,12 +13,11 @@ from pathlib import Path
 import structlog
 
 from healthmonitor.api_server import AddressInUse
-from healthmonitor.clouds.registry import option_errors
 from healthmonitor.configuration_file import LoadedConfiguration, load_configuration
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.service import Service
-from healthmonitor.systemd_notify import SystemdNotify
 from healthmonitor.version import VERSION
+from protocol.systemd_notify import SystemdNotify
 
 DEFAULT_CONFIGURATION = Path("/etc/resurgam/healthmonitor.yml")
 EXIT_CONFIGURATION = 2
@@ -35,18 +34,15 @@ def main() -> None:
     except ManifestErrors as errors:
         print(errors, file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION)
-    wrong = [
-        error for cloud in loaded.configuration.clouds.values() for error in option_errors(cloud, str(arguments.config))
-    ]
-    if wrong:
-        print(ManifestErrors(wrong), file=sys.stderr)
-        sys.exit(EXIT_CONFIGURATION)
     if arguments.check:
         print(f"{arguments.config} is right")
         return
     configure_logging(loaded.configuration.log_level)
     try:
         asyncio.run(_run(loaded, arguments.config))
+    except ManifestErrors as errors:
+        print(errors, file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
     except AddressInUse as error:
         print(f"{error}; change http.listen in {arguments.config}, or end what listens there", file=sys.stderr)
         sys.exit(1)
@@ -68,14 +64,21 @@ def configure_logging(level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
-            structlog.dev.ConsoleRenderer(colors=True)
-            if sys.stderr.isatty()
-            else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], drop_missing=True),
+            *_renderers(sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _renderers(for_people: bool) -> list[structlog.typing.Processor]:
+    if for_people:
+        return [structlog.dev.ConsoleRenderer(colors=True)]
+    return [
+        structlog.processors.format_exc_info,
+        structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], drop_missing=True),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Reads the configuration file and the secrets it names.
+"""Reads the configuration file and the secrets it names, and has each cloud's provider judge its options.
 
-Law: either everything could be read, or ManifestErrors says all that could not, with the lines that name it. A file
-with a secret that everybody may read is refused. Secrets are held in `Secrets` only, whose text never shows them.
+Law: either everything is right and could be read, or ManifestErrors says all that is not, with the lines that name it.
+A file with a secret that everybody may read is refused. Secrets are held in `Secrets` only, whose text never shows
+them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from healthmonitor.clouds.registry import option_errors
 from healthmonitor.core.configuration import Configuration, parse_configuration
 from healthmonitor.core.located_yaml import ManifestError, ManifestErrors
 from healthmonitor.secret_files import read_certificates_file, read_secret_file
@@ -28,6 +30,7 @@ class Secrets:
     agents_password: str = field(default="", repr=False)
     agents_ca: str = field(default="", repr=False)
     http_token: str = field(default="", repr=False)
+    http_reader_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,16 @@ def load_configuration(path: Path) -> LoadedConfiguration:
     except OSError as error:
         raise ManifestErrors([ManifestError(file, 1, 1, "", f"cannot be read: {error.strerror}")]) from None
     configuration = parse_configuration(payload, file, str(path.absolute().parent))
-    return LoadedConfiguration(configuration, _secrets(configuration))
+    errors = [error for cloud in configuration.clouds.values() for error in option_errors(cloud, file)]
+    secrets = _secrets(configuration, errors)
+    if errors:
+        raise ManifestErrors(errors)
+    return LoadedConfiguration(configuration, secrets)
 
 
-def _secrets(configuration: Configuration) -> Secrets:
-    bus, agents = configuration.bus, configuration.agents
-    errors: list[ManifestError] = []
+def _secrets(configuration: Configuration, errors: list[ManifestError]) -> Secrets:
+    """What cannot be read is added to `errors`."""
+    bus, agents, http = configuration.bus, configuration.agents, configuration.http
 
     def read(named: str, key: str, secret: bool = True, whole: bool = False) -> str:
         if not named:
@@ -100,8 +107,11 @@ def _secrets(configuration: Configuration) -> Secrets:
         system_password=read(bus.system_password_file, "bus.system_password_file"),
         agents_password=read(agents.password_file, "agents.password_file"),
         agents_ca=read(agents.ca_file, "agents.ca_file", secret=False, whole=True),
-        http_token=read(configuration.http.token_file, "http.token_file"),
+        http_token=read(http.token_file, "http.token_file"),
+        http_reader_token=read(http.reader_token_file, "http.reader_token_file"),
     )
-    if errors:
-        raise ManifestErrors(errors)
+    if secrets.http_reader_token and secrets.http_reader_token == secrets.http_token:
+        line, column = configuration.lines["http.reader_token_file"]
+        message = "holds the same token as token_file; a reader who knows it could change everything"
+        errors.append(ManifestError(configuration.file, line, column, "http.reader_token_file", message))
     return secrets

@@ -62,6 +62,7 @@ class Ears:
         self._system_events = system_events
         self._subscriptions: list[Subscription] = []
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         self.canaries_heard = 0
 
     async def open(self) -> None:
@@ -111,7 +112,7 @@ class Ears:
                 fleet.counters.malformed += 1
                 return
         try:
-            notable = fleet.hear(agent, message.payload, self._loop.time())
+            notable = fleet.hear(agent, message.payload, self._now())
         except Malformed:
             return  # counted by the fleet; a line for each would let one agent fill the log
         if notable:

@@ -26,12 +26,13 @@ from healthmonitor.core.records import (
     Incident,
     InstanceRecord,
     Operation,
+    OrphanDisk,
     Silence,
     Switches,
 )
 from protocol import codec
 from protocol.bus import Bucket, Bus, BusUnavailable, Entry, Log, WrongRevision
-from protocol.ids import DeploymentName, InstanceId, instance_key
+from protocol.ids import CloudName, DeploymentName, InstanceId, instance_key
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ DEPLOYMENTS = "deployments"
 INSTANCES = "instances"
 OPERATIONS = "operations"
 INCIDENTS = "incidents"
+ORPHANS = "orphans"
 SWITCHES = "switches"
 SILENCES = "silences"
 EVENTS = "events"
@@ -81,6 +83,7 @@ class Journal:
         self._instances = _Table(INSTANCES, InstanceRecord)
         self._operations = _Table(OPERATIONS, Operation)
         self._incidents = _Table(INCIDENTS, Incident)
+        self._orphans = _Table(ORPHANS, OrphanDisk)
         self._switches = _Table(SWITCHES, Switches)
         self._silences = _Table(SILENCES, Silence)
         self._tables: tuple[_Table[object], ...] = (
@@ -88,6 +91,7 @@ class Journal:
             self._instances,
             self._operations,
             self._incidents,
+            self._orphans,
             self._switches,
             self._silences,
         )  # type: ignore[assignment]  # read together, written apart
@@ -128,6 +132,7 @@ class Journal:
     def incidents(self) -> Mapping[str, Incident]:
         return {incident.key: incident for incident in self._incidents.values.values()}
 
+<<<<<<< HEAD
     async def read_incidents(self) -> Mapping[str, Incident]:
         """From the bus, without touching what is in memory, which may be older; what cannot be read is left out."""
         read: dict[str, Incident] = {}
@@ -141,6 +146,11 @@ class Journal:
 
     def silences(self) -> Mapping[str, Silence]:
         return dict(self._silences.values)
+=======
+    def orphans(self) -> Mapping[tuple[CloudName, str], OrphanDisk]:
+        """Disks that no instance uses, by cloud and key."""
+        return {(orphan.cloud, orphan.key): orphan for orphan in self._orphans.values.values()}
+>>>>>>> main
 
     def switches(self) -> Switches:
         return self._switches.values.get(SWITCHES, Switches())
@@ -183,6 +193,17 @@ class Journal:
         held = self._incidents.values.get(key)
         if held is not None:
             await self._incidents.delete(key, held)
+
+    async def save_orphan(self, orphan: OrphanDisk) -> None:
+        """Over whatever is known of this disk: the latest word of where it is counts."""
+        key = _orphan_key(orphan)
+        await self._orphans.save(key, orphan, self._orphans.values.get(key))
+
+    async def delete_orphan(self, orphan: OrphanDisk) -> None:
+        key = _orphan_key(orphan)
+        held = self._orphans.values.get(key)
+        if held is not None:
+            await self._orphans.delete(key, held)
 
     async def save_switches(self, switches: Switches, replacing: Switches | None = None) -> None:
         """`replacing` left out: over whatever this monitor has in memory."""
@@ -353,6 +374,10 @@ class _Table(Generic[T]):
         if self.bucket is None:
             raise BusUnavailable("the journal is not open yet")
         return self.bucket
+
+
+def _orphan_key(orphan: OrphanDisk) -> str:
+    return _escaped(f"{orphan.cloud}/{orphan.key}")
 
 
 def _escaped(text: str) -> str:

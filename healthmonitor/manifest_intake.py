@@ -57,4 +57,5 @@ class ManifestIntake:
     def _planned(self, manifest: Manifest) -> planning.Plan:
         current = [record for record in self._journal.instances().values() if record.deployment == manifest.name]
         before = self._journal.deployment(manifest.name)
-        return planning.plan(current, before.manifest if before is not None else None, manifest)
+        manifest_now = before.manifest if before is not None else None
+        return planning.plan(current, manifest_now, manifest, self._journal.orphans())

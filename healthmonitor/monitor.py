@@ -12,6 +12,7 @@ Does not know: how anything is rebuilt.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -52,6 +53,8 @@ log = structlog.get_logger("monitor")
 
 SHORTEST_TURN_SECONDS = 0.02
 """However much is heard, turns are no closer than this."""
+EVALUATIONS_MAX = 2_000
+"""Instances looked at in one turn, the rest in the next: a start of a big fleet must not make the loop late."""
 ALERT_IDS_KEPT = 1000
 """BOSH's agents send an alert again when they are not sure; those of the same id are one."""
 
@@ -266,7 +269,8 @@ class Monitor:
             instance = self.fleet.instance_of(agent)
             if instance is not None:
                 self._dirty[instance] = None
-        for instance in self._dirty:
+        for instance in list(itertools.islice(self._dirty, EVALUATIONS_MAX)):
+            del self._dirty[instance]
             record = self._records.get(instance)
             found: tuple[Deviation, ...] = ()
             if record is not None:
@@ -277,7 +281,8 @@ class Monitor:
                 self._found[instance] = found
             else:
                 self._found.pop(instance, None)
-        self._dirty.clear()
+        if self._dirty:
+            self.wake()
 
     def _notify(self, now: float) -> None:
         given_up = self.notifier.unwritten + self.notifier.overflowed
@@ -321,6 +326,8 @@ class Monitor:
         instance = InstanceId(instance_of(incident))
         if not instance:
             return incident.kind.startswith(("agent_", "job_")) and bool(self.fleet.hearing_now.deaf)
+        if instance in self._dirty:
+            return True  # not evaluated yet
         record = self._records.get(instance)
         if (
             record is None
@@ -402,8 +409,14 @@ class Monitor:
 
 
 def _is_new_vm(record: InstanceRecord, operation: Operation) -> bool:
-    """Whether the operation has already bound its new VM, which may take its time to speak."""
+    """Whether the operation has bound its new VM and not heard it yet: it may take its time to speak. One that was
+    heard and falls silent in a later step is missing like any other, and so is one that is only updated."""
+    if operation.kind is OperationKind.UPDATE or operation.step not in _NOT_HEARD_YET:
+        return False
     return operation.old_vm is None or record.vm is None or operation.old_vm.agent_id != record.vm.agent_id
+
+
+_NOT_HEARD_YET = frozenset({Step.MAKE_DISKS, Step.FREE_DISKS, Step.CREATE_VM, Step.ATTACH, Step.HEAR_AGENT})
 
 
 def _differing(before: Mapping[InstanceId, object], now: Mapping[InstanceId, object]) -> dict[InstanceId, None]:

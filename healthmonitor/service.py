@@ -26,7 +26,7 @@ from healthmonitor.api import Api, ApiParts, Role
 from healthmonitor.api_server import ApiServer
 from healthmonitor.channels.log import LogChannel
 from healthmonitor.clouds.cloud import Cloud
-from healthmonitor.clouds.registry import build_cloud
+from healthmonitor.clouds.registry import LOCAL_PROVIDERS, build_cloud, stemcell_directory
 from healthmonitor.clouds.stemcell import stored
 from healthmonitor.configuration_file import LoadedConfiguration, load_configuration
 from healthmonitor.core.configuration import CloudConfiguration, Configuration, differences_needing_restart
@@ -43,11 +43,11 @@ from healthmonitor.monitor import Monitor
 from healthmonitor.operator_actions import OperatorActions
 from healthmonitor.resurrector import Resurrector
 from healthmonitor.site_state import LOOP_LATE_SECONDS, SiteState
-from healthmonitor.systemd_notify import SystemdNotify
 from protocol import nats_bus
 from protocol.bus import BusUnavailable
 from protocol.ids import CloudName, DeploymentName, MonitorId
 from protocol.settings import BusSettings
+from protocol.systemd_notify import SystemdNotify
 
 log = structlog.get_logger("service")
 
@@ -71,9 +71,6 @@ class Service:
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._loaded = loaded
-        state = Path(loaded.configuration.state_dir)
-        self._build = build or (lambda cloud: build_cloud(cloud, state))
-        self._crash_point = crash_point
         self._path = path
         self._notify = notify
         state = Path(loaded.configuration.state_dir)
@@ -90,14 +87,14 @@ class Service:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Until `stop`."""
+        """Until `stop`. ManifestErrors when a cloud cannot be made of its options."""
         configuration = self.configuration
+        clouds = {name: self._build(cloud) for name, cloud in configuration.clouds.items()}
         bus = await nats_bus.NatsBus.open(
             self._loaded.monitor_bus, f"resurgam-{configuration.monitor}", configuration.bus.replicas
         )
         system = self._loaded.system_bus
         system_bus = None if system is None else await nats_bus.NatsBus.open(system, "resurgam-system-events")
-        clouds = {name: self._build(cloud) for name, cloud in configuration.clouds.items()}
         try:
             await self._serve(bus, None if system_bus is None else nats_bus.SystemEvents(system_bus), clouds)
         finally:
@@ -155,7 +152,7 @@ class Service:
             lambda: self._journal_is_open,
             leadership,
             monitor,
-            lambda: fleet.canary_silent_seconds(loop.time()),
+            lambda: fleet.own.canary_silent_seconds(loop.time()),
             lambda: self.configuration.policy.liveness.canary_lost_seconds,
             loop.time,
             lambda: self.configuration.policy.resurrection.enabled,
@@ -247,8 +244,9 @@ class Service:
         return "" if window is None else (window.reason or "maintenance")
 
     def _tokens(self) -> Mapping[str, Role]:
-        token = self._loaded.secrets.http_token
-        return {token: Role.ADMIN} if token else {}
+        secrets = self._loaded.secrets
+        known = {secrets.http_reader_token: Role.READER, secrets.http_token: Role.ADMIN}
+        return {token: role for token, role in known.items() if token}
 
     def _stemcells(self) -> Mapping[str, Collection[str]]:
         """Of the clouds whose stemcells lie on this machine; others know only themselves."""
@@ -258,14 +256,6 @@ class Service:
             for name, cloud in self.configuration.clouds.items()
             if cloud.provider in LOCAL_PROVIDERS
         }
-
-
-LOCAL_PROVIDERS = frozenset({"qemu", "docker"})
-"""Those whose VMs and stemcells lie on the monitor's own machine."""
-
-
-def stemcell_directory(cloud: CloudConfiguration, state: Path) -> Path:
-    return Path(str(cloud.options.get("stemcells") or state / "stemcells"))
 
 
 def new_id() -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 from healthmonitor.cli.application import run
+from healthmonitor.cli.screen import logs_to_standard_error
 
 
 def main() -> None:
+    logs_to_standard_error()
     sys.exit(run(sys.argv[1:]))
 
 

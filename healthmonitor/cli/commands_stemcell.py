@@ -23,13 +23,12 @@ from healthmonitor.clouds import stemcell_build
 from healthmonitor.clouds.build_tools import BuildFailed
 from healthmonitor.clouds.cloud import Cloud, CloudError
 from healthmonitor.clouds.qemu import QemuCloud
-from healthmonitor.clouds.registry import build_cloud
+from healthmonitor.clouds.registry import LOCAL_PROVIDERS, build_cloud, stemcell_directory
 from healthmonitor.clouds.stemcell import stored
 from healthmonitor.configuration_file import load_configuration
 from healthmonitor.core.configuration import Configuration
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.core.units import size_mib
-from healthmonitor.service import LOCAL_PROVIDERS, stemcell_directory
 
 stemcell = typer.Typer(help="The images that VMs are made from.", no_args_is_help=True)
 

@@ -30,7 +30,7 @@ from healthmonitor.cli.events_view import clock, event_text
 from healthmonitor.cli.failures import CliFailure, ExitCode
 from healthmonitor.cli.following import follow_deployment, last_sequence
 from healthmonitor.cli.manifest_upload import upload
-from healthmonitor.cli.screen import Screen, duration, make_table, plain_table
+from healthmonitor.cli.screen import Screen, duration, logs_to_standard_error, make_table, plain_table
 from healthmonitor.cli.session import Session
 from healthmonitor.cli.site import LocalSite
 from healthmonitor.cli.status_view import all_good, only, status_view
@@ -108,7 +108,8 @@ class Demo:
 
     def _cloud(self) -> QemuCloud:
         configuration = load_configuration(self._site.configuration_path).configuration
-        built = build_cloud(next(cloud for cloud in configuration.clouds.values() if cloud.provider == "qemu"))
+        qemu = next(cloud for cloud in configuration.clouds.values() if cloud.provider == "qemu")
+        built = build_cloud(qemu, Path(configuration.state_dir))
         if not isinstance(built, QemuCloud):
             raise DemoFailed("the demonstration's cloud is not qemu")
         return built
@@ -256,6 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--project", type=Path, default=Path.cwd())
     arguments = parser.parse_args()
+    logs_to_standard_error()
     screen = Screen(as_json=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(_run(Demo(arguments.project.absolute(), screen), screen))
@@ -277,8 +279,9 @@ def _run(demo: Demo, screen: Screen) -> int:
         screen.note("interrupted")
         code = 130
     screen.say()
-    screen.say("Look around:       .venv/bin/resurgam status      (events --follow, incidents, logs db/0 redis, …)")
-    screen.say("Remove it all:     make down                      (make clean removes .cache and .venv too)")
+    sudo = "sudo " if os.environ.get("SUDO_USER") else ""
+    screen.say(f"Look around:    {sudo}.venv/bin/resurgam status    (or events --follow, incidents, logs db/0 redis)")
+    screen.say("Remove it all:  make down    (make clean removes .cache and .venv too)")
     return code
 
 

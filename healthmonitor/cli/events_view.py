@@ -48,10 +48,10 @@ def event_row(event: Mapping[str, Any], before: float | None) -> tuple[Text, ...
 
 
 def event_text(event: Mapping[str, Any]) -> str:
-    """Its sentence, with how long it took when that is known, and who asked."""
+    """Its sentence, with how long it took when that is known and not in it already."""
     text = str(event["text"])
     fields = event.get("fields") or {}
-    if "seconds" in fields:
+    if "seconds" in fields and " took " not in text:
         text += f" ({duration(float(fields['seconds']))})"
     return text
 

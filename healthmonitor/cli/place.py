@@ -52,7 +52,7 @@ def find_place(
     url = api or environment.get("RESURGAM_API", "")
     token_path = environment.get("RESURGAM_TOKEN_FILE", "")
     looked = list(candidates(directory, environment, here, home))
-    found = next((place for place in looked if (place / API_FILE).is_file()), None)
+    found = next((place for place in looked if _is_there(place / API_FILE)), None)
     if url:
         token_file = Path(token_path) if token_path else (found / TOKEN_FILE if found else None)
         return Place(url.rstrip("/"), read_token(token_file) if token_file else "", found)
@@ -73,6 +73,14 @@ def find_place(
             f"{found / API_FILE} is not readable: {error}", ExitCode.UNREACHABLE, "run `resurgam up` again"
         ) from None
     return Place(url.rstrip("/"), read_token(Path(token_path) if token_path else named_token), found)
+
+
+def _is_there(path: Path) -> bool:
+    """Also when it may not be read: then the person is told so, instead of being sent elsewhere."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
 
 
 def read_token(path: Path) -> str:

@@ -7,10 +7,12 @@ terminal nothing is coloured, boxed, cut or asked.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+import structlog
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -84,6 +86,14 @@ class Screen:
         answer = self.err.input(f"[bold]{escape(question)}[/bold] [y/N] ").strip().lower()
         if answer not in ("y", "yes"):
             raise CliFailure("not confirmed: nothing was changed", ExitCode.FAILED)
+
+
+def logs_to_standard_error() -> None:
+    """What adapters log while a command uses them: warnings and worse, beside the answer and never in it."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:

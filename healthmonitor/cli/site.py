@@ -25,6 +25,8 @@ from healthmonitor.cli.client import ApiClient
 from healthmonitor.cli.failures import CliFailure, ExitCode
 from healthmonitor.cli.place import API_FILE, TOKEN_FILE, read_token
 from healthmonitor.cli.processes import Background, wait_until
+from healthmonitor.configuration_file import load_configuration
+from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.embedded_nats import EmbeddedNats, NatsServerMissing, write_private
 
 CONFIGURATION = "healthmonitor.yml"
@@ -92,7 +94,9 @@ class LocalSite:
         with self._locked():
             ports = self.ports()
             lines = [self._prepare(ports, write_configuration)] if not self.configuration_path.is_file() else []
-            lines.append(self._start_nats(ports, say))
+            nats = self._prepared_nats(ports)
+            self._check_configuration()
+            lines.append(self._start_nats(nats, ports, say))
             lines.append(self._start_monitor(ports, say))
             return Started(tuple(lines), f"http://127.0.0.1:{ports.api}")
 
@@ -114,16 +118,35 @@ class LocalSite:
         write_private(self.configuration_path, write_configuration(self, ports))
         return f"wrote {self.configuration_path}"
 
-    def _start_nats(self, ports: Ports, say: Callable[[str], None]) -> str:
+    def _prepared_nats(self, ports: Ports) -> EmbeddedNats:
+        """With the passwords that the configuration names."""
+        nats = EmbeddedNats(self.directory / "nats", ports.nats)
+        if self.nats_process.pid() is None:
+            try:
+                nats.prepare()
+            except ValueError as error:
+                raise CliFailure(str(error)) from None
+        return nats
+
+    def _check_configuration(self) -> None:
+        """Before anything is started with it. A monitor that runs already has read it, or was reloaded."""
+        if self.monitor_process.pid() is not None:
+            return
+        try:
+            load_configuration(self.configuration_path)
+        except ManifestErrors as errors:
+            lines = tuple(str(errors).splitlines())
+            message = f"{self.configuration_path} is not right; nothing was started"
+            raise CliFailure(message, ExitCode.USAGE, "correct it there", lines) from None
+
+    def _start_nats(self, nats: EmbeddedNats, ports: Ports, say: Callable[[str], None]) -> str:
         process = self.nats_process
         pid = process.pid()
         if pid is not None:
             return f"nats-server runs already (pid {pid}, port {ports.nats})"
-        nats = EmbeddedNats(self.directory / "nats", ports.nats)
         try:
-            nats.prepare()
             command = nats.command()
-        except (NatsServerMissing, ValueError) as error:
+        except NatsServerMissing as error:
             raise CliFailure(str(error)) from None
         if answers(ports.nats):
             raise CliFailure(

@@ -153,7 +153,7 @@ def instance_view(item: Mapping[str, Any], now: float, on_terminal: bool) -> Ren
 
 def container_row(container: Mapping[str, Any]) -> tuple[str | Text, ...]:
     reason = container["reason"].replace("_", " ")
-    if container["exit_code"] is not None and reason:
+    if container["exit_code"] and reason:
         reason += f" {container['exit_code']}"
     why = ": ".join(part for part in (reason, container["detail"]) if part)
     return (

@@ -14,10 +14,9 @@ from typing import TypeVar
 
 from healthmonitor.cli.failures import CliFailure, ExitCode
 from healthmonitor.clouds.cloud import Cloud, CloudError, Power, Unfenced, VmSummary
-from healthmonitor.clouds.registry import build_cloud, option_errors
+from healthmonitor.clouds.registry import LOCAL_PROVIDERS, build_cloud
 from healthmonitor.configuration_file import load_configuration
 from healthmonitor.core.located_yaml import ManifestErrors
-from healthmonitor.service import LOCAL_PROVIDERS
 
 T = TypeVar("T")
 
@@ -49,9 +48,6 @@ async def _in_clouds(configuration: Path, work: Callable[[str, Cloud], Awaitable
     """What `work` gave for each cloud on this machine; CliFailure in the cloud's own words."""
     try:
         loaded = load_configuration(configuration)
-        for options in loaded.configuration.clouds.values():
-            if errors := option_errors(options, str(configuration)):
-                raise ManifestErrors(errors)
     except ManifestErrors as wrong:
         lines = tuple(str(wrong).splitlines())
         raise CliFailure(f"{configuration} is not right", ExitCode.USAGE, "correct it", lines) from None

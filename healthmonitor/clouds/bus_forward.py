@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,7 +24,6 @@ from healthmonitor.clouds import qemu_process
 from healthmonitor.clouds.cloud import CloudUnavailable
 
 START_SECONDS = 10.0
-POLL_SECONDS = 0.05
 CHUNK_BYTES = 64 * 1024
 CONNECTIONS_MAX = 1000
 PROJECT = Path(healthmonitor.__file__).parent.parent
@@ -59,7 +60,7 @@ class BusForward:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return  # another monitor is starting it
-            process = await asyncio.create_subprocess_exec(
+            launcher = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", __name__, address, port, "-pidfile", str(_pid_file(wanted)), ""),
                 cwd=PROJECT,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -68,15 +69,30 @@ class BusForward:
                 start_new_session=True,
                 pass_fds=(lock.fileno(),),
             )
-        deadline = asyncio.get_running_loop().time() + START_SECONDS
-        while not await _accepts(address, int(port)):
-            if process.returncode is not None or asyncio.get_running_loop().time() > deadline:
-                said_text = log_file.read_text(errors="replace").strip()[-500:]
-                raise CloudUnavailable(f"the bus cannot be offered to containers on {address}:{port}: {said_text}")
-            await asyncio.sleep(POLL_SECONDS)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                status = await launcher.wait()
+        except TimeoutError:
+            status = -1
+        finally:
+            if launcher.returncode is None:
+                launcher.kill()
+                await launcher.wait()
+        if status != 0:
+            text = (await asyncio.to_thread(log_file.read_text, errors="replace")).strip()[-500:]
+            raise CloudUnavailable(f"the bus cannot be offered to containers on {address}:{port}: {text or status}")
 
 
-async def forward(address: str, port: int) -> None:
+def serve_detached(address: str, port: int) -> None:
+    """Listens, then goes on in a process of its own: when this returns, connections are accepted."""
+    listener = socket.create_server((address, port), backlog=128)
+    if os.fork() > 0:
+        os._exit(0)
+    os.setsid()
+    asyncio.run(forward(listener, port))
+
+
+async def forward(listener: socket.socket, port: int) -> None:
     """Serves until SIGTERM."""
     places = asyncio.Semaphore(CONNECTIONS_MAX)
 
@@ -84,7 +100,7 @@ async def forward(address: str, port: int) -> None:
         async with places:
             await _join(reader, writer, port)
 
-    server = await asyncio.start_server(serve, address, port)
+    server = await asyncio.start_server(serve, sock=listener)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with server:
@@ -117,19 +133,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         await writer.drain()
 
 
-async def _accepts(address: str, port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection(address, port)
-    except OSError:
-        return False
-    writer.close()
-    return True
-
-
 def _pid_file(wanted: Path) -> Path:
     """A name on the command line, by which the process is found; nothing is written there."""
     return wanted.with_name(f"{wanted.name}.pid")
 
 
 if __name__ == "__main__":
-    asyncio.run(forward(sys.argv[1], int(sys.argv[2])))
+    serve_detached(sys.argv[1], int(sys.argv[2]))

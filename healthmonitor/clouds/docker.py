@@ -201,7 +201,10 @@ class DockerCloud:
     async def list_vms(self) -> list[VmSummary]:
         records = self._store.vms()
         if records:
-            await self._bus_host()  # the forwarder is seen to
+            try:
+                await self._bus_host()  # the forwarder is seen to
+            except CloudUnavailable as error:
+                log.warning("bus_forward.not_seen_to", cloud=self._name, reason=str(error))
         seen = await asyncio.gather(*(self.observe(record.cid) for record in records))
         return [
             VmSummary(record.cid, record.key, observation.power, record.tags)

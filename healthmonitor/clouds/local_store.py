@@ -78,9 +78,10 @@ class Tombstone:
 
 class LocalStore:
     def __init__(self, directory: Path) -> None:
-        self._root = directory
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._root = directory.resolve()  # processes are known by their paths, so each has only one
         for name in ("vms", "disks", "tombstones", "locks", "templates"):
-            (directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
     def templates(self) -> Path:

@@ -116,6 +116,7 @@ class QemuCloud:
             buried = self._store.read_tombstone(vm)
             return VmObservation(Power.GONE, f"deleted; {buried.evidence}" if buried else f"no record of {vm}")
         directory = self._store.vm_directory(vm)
+        await asyncio.to_thread(_bound_console, directory / qemu_machine.CONSOLE)
         if not qemu_process.is_held(directory / "running.lock"):
             if record.stage is Stage.CREATING and self._store.read_proof(vm) is None:
                 return VmObservation(Power.STARTING, "being created; its process was not started yet")
@@ -207,7 +208,7 @@ class QemuCloud:
         templates = await self._templates()
         template = await templates.build(machine, stemcell, progress)
         used = frozenset(record.template for record in self._store.vms())
-        await templates.remove_unused(stemcell, used)
+        await templates.remove_superseded(machine, stemcell, used)
         return template.key
 
     async def freeze_vm(self, vm: VmCid) -> None:
@@ -219,7 +220,7 @@ class QemuCloud:
 
     def console(self, vm: VmCid) -> Path:
         """What the VM wrote to its serial port."""
-        return self._store.vm_directory(vm) / "console.log"
+        return self._store.vm_directory(vm) / qemu_machine.CONSOLE
 
     async def _order(self, vm: VmCid, command: str) -> None:
         if self._store.read_vm(vm) is None:
@@ -251,7 +252,7 @@ class QemuCloud:
         template = await self._template(machine, stemcell)
         record = dataclasses.replace(record, accel=machine.accel.value, template=template.key if template else "")
         await self._store.write_vm(record)
-        for name in ("root.qcow2", "console.log", CONTROL_SOCKET, MONITOR_SOCKET):
+        for name in ("root.qcow2", qemu_machine.CONSOLE, CONTROL_SOCKET, MONITOR_SOCKET):
             (directory / name).unlink(missing_ok=True)
         try:
             settings = guest_settings.for_guest(request.settings, record.cid, self._options.bus_host)
@@ -369,6 +370,20 @@ class QemuCloud:
         process = processes[0]
         power = Power.PAUSED if process.state in ("T", "t") else Power.UNKNOWN
         return VmObservation(power, f"process {process.pid} is there in state {process.state}, but {error}")
+
+
+def _bound_console(console: Path) -> None:
+    """Keeps the younger half of what has grown too long; what is written meanwhile is appended to that or lost."""
+    try:
+        size = console.stat().st_size
+        if size <= qemu_machine.CONSOLE_MAX_BYTES:
+            return
+        with console.open("rb") as file:
+            file.seek(size - qemu_machine.CONSOLE_MAX_BYTES // 2)
+            rest = file.read()
+        console.write_bytes(rest)
+    except FileNotFoundError:
+        return  # it is being created, or was deleted
 
 
 def _forwards(properties: Mapping[str, Any]) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ KERNEL_ARGUMENTS = (
     "console=ttyS0 panic=-1 rw mitigations=off quiet apparmor=0 audit=0 net.ifnames=0 8250.nr_uarts=1 no_timer_check"
 )
 
+CONSOLE = "console.log"
+CONSOLE_MAX_BYTES = 4 * 1024 * 1024
+"""Beyond it the older half is thrown away: a guest may write without end."""
 CONTROL_SOCKET = "control.qmp"
 MONITOR_SOCKET = "monitor.qmp"
 """A QMP socket serves one client at a time; looking must not wait for a change under way."""
@@ -109,8 +112,11 @@ def arguments(machine: Machine, qemu: str, directory: Path) -> list[str]:
         f"unix:{CONTROL_SOCKET},server=on,wait=off",
         "-qmp",
         f"unix:{MONITOR_SOCKET},server=on,wait=off",
+        # Appended to, so that it can be cut short from outside while it is written.
+        "-chardev",
+        f"file,id=console,path={CONSOLE},append=on",
         "-serial",
-        "file:console.log",
+        "chardev:console",
         "-pidfile",
         str(directory / "qemu.pid"),
     ]

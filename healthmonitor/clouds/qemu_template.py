@@ -39,6 +39,8 @@ SAVE_SECONDS = 60.0
 BANDWIDTH_BYTES = 8 * 1024**3  # per second: as fast as it goes
 POLL_SECONDS = 0.1
 CONSOLE_TAIL_BYTES = 1500
+MARKER = "stemcell"
+"""Says what the template is for; there only when all of it is."""
 
 Progress = Callable[[str, float], None]
 """(what is being done, share done from 0 to 1)"""
@@ -73,7 +75,7 @@ class Templates:
 
     def find(self, machine: Machine, stemcell: Stemcell) -> Template | None:
         template = self._at(self.key(machine, stemcell))
-        return template if (template.directory / "stemcell").exists() else None
+        return template if (template.directory / MARKER).exists() else None
 
     async def build(self, machine: Machine, stemcell: Stemcell, progress: Progress) -> Template:
         """The template, made now unless it is there. One builds, others wait for it."""
@@ -95,20 +97,21 @@ class Templates:
                 await qemu_process.kill(draft / "qemu.pid", draft / "running.lock", timeout_seconds=10.0)
             for name in ("settings", "qemu.pid", "running.lock", "control.qmp", "monitor.qmp"):
                 (draft / name).unlink(missing_ok=True)
-            write_durably(draft / "stemcell", f"{stemcell.manifest.name}:{stemcell.manifest.digest}".encode())
+            write_durably(draft / MARKER, f"{_purpose(machine, stemcell)}\n".encode())
             final = self._at(key)
             await asyncio.to_thread(os.sync)
             draft.rename(final.directory)
             progress("warm template is ready", 1.0)
             return final
 
-    async def remove_unused(self, stemcell: Stemcell, used: frozenset[str]) -> list[str]:
-        """Removes templates of earlier builds of this stemcell that no VM goes back to; their keys."""
+    async def remove_superseded(self, machine: Machine, stemcell: Stemcell, used: frozenset[str]) -> list[str]:
+        """Removes templates for VMs of this size that were made with earlier builds of the stemcell, another QEMU, …,
+        unless a VM goes back to them; their keys."""
+        current = self.key(machine, stemcell)
         removed = []
-        for marker in self._store.templates.glob("*/stemcell"):
-            name, _, digest = marker.read_text().partition(":")
+        for marker in sorted(self._store.templates.glob(f"*/{MARKER}")):
             key = marker.parent.name
-            if name == stemcell.manifest.name and digest != stemcell.manifest.digest and key not in used:
+            if marker.read_text().strip() == _purpose(machine, stemcell) and key != current and key not in used:
                 marker.unlink()
                 await asyncio.to_thread(shutil.rmtree, marker.parent)
                 removed.append(key)
@@ -135,7 +138,7 @@ class Templates:
             raise CloudUnavailable(f"QEMU did not start for the warm template: {error}") from None
         loop = asyncio.get_running_loop()
         started = loop.time()
-        console = draft / "console.log"
+        console = draft / qemu_machine.CONSOLE
         while READY_LINE not in console.read_bytes():
             passed = loop.time() - started
             if passed > BOOT_SECONDS:
@@ -167,6 +170,10 @@ class Templates:
                     await asyncio.sleep(POLL_SECONDS)
         except (qmp.QmpRefused, qmp.QmpUnanswered) as error:
             raise CloudUnavailable(f"saving the warm template: {error}") from None
+
+
+def _purpose(machine: Machine, stemcell: Stemcell) -> str:
+    return f"{stemcell.manifest.name} cpus={machine.cpus} memory={machine.memory_mib} accel={machine.accel.value}"
 
 
 def _tail(console: Path) -> str:

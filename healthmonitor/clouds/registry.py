@@ -17,7 +17,7 @@ from typing import Any
 from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.clouds.docker import DockerCloud, DockerOptions
 from healthmonitor.clouds.qemu import QemuCloud, QemuOptions
-from healthmonitor.core.configuration import DEFAULT_STATE_DIRECTORY, CloudConfiguration
+from healthmonitor.core.configuration import CloudConfiguration
 from healthmonitor.core.located_yaml import ManifestError, ManifestErrors
 
 Check = Callable[[Any], str]
@@ -30,10 +30,10 @@ class Provider:
     make: Callable[[CloudConfiguration, Mapping[str, Any], Path], Cloud]
 
 
-def build_cloud(configuration: CloudConfiguration, state_dir: Path = Path(DEFAULT_STATE_DIRECTORY)) -> Cloud:
+def build_cloud(configuration: CloudConfiguration, state_dir: Path) -> Cloud:
     """The cloud; ManifestErrors when an option is wrong. Nothing is contacted.
 
-    `state_dir`: where VMs, disks and stemcells are unless the options say otherwise."""
+    `state_dir`: the monitor's, where VMs, disks and stemcells are unless the options say otherwise."""
     errors = option_errors(configuration)
     if errors:
         raise ManifestErrors(errors)
@@ -60,6 +60,11 @@ def option_errors(configuration: CloudConfiguration, file: str = "") -> list[Man
         elif expected := check(value):
             found.append(ManifestError(file, line, column, f"{where}.{key}", f"{value!r}: expected {expected}"))
     return found
+
+
+def stemcell_directory(configuration: CloudConfiguration, state_dir: Path) -> Path:
+    """Where a cloud on the monitor's own machine (LOCAL_PROVIDERS) has its stemcells."""
+    return Path(str(configuration.options.get("stemcells") or state_dir / "stemcells"))
 
 
 def _absolute(value: Any) -> str:
@@ -96,7 +101,7 @@ def _words(options: Mapping[str, Any]) -> dict[str, Any]:
 def _places(configuration: CloudConfiguration, options: Mapping[str, Any], state_dir: Path) -> tuple[Path, Path]:
     """(directory of VMs and disks, directory of stemcells)"""
     directory = Path(options.get("directory") or state_dir / "clouds" / configuration.name)
-    return directory, Path(options.get("stemcells") or state_dir / "stemcells")
+    return directory, stemcell_directory(configuration, state_dir)
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -123,3 +128,5 @@ PROVIDERS: Mapping[str, Provider] = {
         _docker,
     ),
 }
+LOCAL_PROVIDERS = frozenset({"qemu", "docker"})
+"""Those whose VMs and stemcells lie on the monitor's own machine."""

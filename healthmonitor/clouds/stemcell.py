@@ -17,6 +17,7 @@ from pathlib import Path
 
 from healthmonitor.clouds.cloud import CloudRefused
 from protocol import codec
+from protocol.ids import is_name
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -58,6 +59,8 @@ class Stemcell:
 def load(directory: Path, name: str) -> Stemcell:
     """The stemcell `name`, or exactly `name:digest`. CloudRefused when there is none or it is not whole."""
     plain, _, digest = name.partition(":")
+    if not is_name(plain) or "/" in digest:
+        raise CloudRefused(f"{name[:80]!r} is no stemcell's name; expected lower-case letters, digits, - and _")
     home = (directory / plain / (digest or CURRENT)).resolve()
     try:
         manifest = codec.from_json(StemcellManifest, (home / MANIFEST).read_bytes())

@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,8 @@ from protocol.ids import is_name
 
 ROOT_DISK_MIB = 8192
 """Sparse: of it a fresh stemcell takes some 600 MiB."""
+BUILDS_KEPT = 2
+"""Of each name: the current one, and the one before it, which a creation under way may still need."""
 TOOL_SECONDS = 300.0
 TOOLS = ("mmdebstrap", "mke2fs", "qemu-img", "tar", "chroot", "apt-config")
 IMAGES = "usr/share/resurgam/images"
@@ -52,6 +53,9 @@ def build(
     if not is_name(name):
         raise BuildFailed(f"{name!r} is no name for a stemcell: lower-case letters, digits, - and _")
     require_tools(*TOOLS)
+    tags = tuple(tag for image in images for tag in tags_of(image))
+    if len({_file_name(image) for image in images}) < len(images):
+        raise BuildFailed("two image archives have the same file name; rename one")
     directory.mkdir(parents=True, exist_ok=True)
     cache = directory / ".cache"
     cache.mkdir(exist_ok=True, mode=0o700)
@@ -65,7 +69,7 @@ def build(
         if not (final / MANIFEST).exists():
             draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
             try:
-                manifest = _assemble(name, digest, base, agent, images, draft, _part(progress, 0.6, 1.0))
+                manifest = _assemble(name, digest, base, agent, images, tags, draft, _part(progress, 0.6, 1.0))
                 final.parent.mkdir(exist_ok=True)
                 shutil.rmtree(final, ignore_errors=True)  # of an interrupted earlier try
                 os.sync()
@@ -75,20 +79,18 @@ def build(
         else:
             manifest = codec.from_json(StemcellManifest, (final / MANIFEST).read_bytes())
         _point(directory / name / CURRENT, digest)
+        _remove_old(directory / name)
     progress("stemcell is ready", 1.0)
     return Stemcell(manifest, final)
 
 
-def remove_unused(directory: Path, name: str, used: frozenset[str]) -> list[str]:
-    """Removes earlier builds of `name` whose digest is not in `used`; their digests."""
-    removed = []
-    current = (directory / name / CURRENT).resolve().name
-    for manifest in sorted((directory / name).glob(f"*/{MANIFEST}")):
-        build_directory = manifest.parent
-        if build_directory.name not in (CURRENT, current) and build_directory.name not in used:
-            shutil.rmtree(build_directory)
-            removed.append(build_directory.name)
-    return removed
+def _remove_old(home: Path) -> None:
+    """All builds of a stemcell but the last few. VMs that run have theirs open and keep it."""
+    current = (home / CURRENT).resolve()
+    builds = [manifest.parent for manifest in home.glob(f"*/{MANIFEST}") if not manifest.parent.is_symlink()]
+    older = sorted((path for path in builds if path != current), key=lambda path: path.stat().st_mtime)
+    for path in older[: max(0, len(older) - (BUILDS_KEPT - 1))]:
+        shutil.rmtree(path)
 
 
 def _assemble(
@@ -97,6 +99,7 @@ def _assemble(
     base: Path,
     agent: stemcell_agent.AgentPayload,
     images: Sequence[Path],
+    tags: tuple[str, ...],
     draft: Path,
     progress: Progress,
 ) -> StemcellManifest:
@@ -142,7 +145,7 @@ def _assemble(
         digest=digest,
         built_at=time.time(),
         versions=versions,
-        images=tuple(tag for image in images for tag in tags_of(image)),
+        images=tags,
     )
     (draft / MANIFEST).write_bytes(codec.to_json(manifest))
     draft.chmod(0o700)
@@ -255,8 +258,7 @@ def _point(link: Path, target: str) -> None:
 
 
 def _file_name(image: Path) -> str:
-    with tarfile.open(image):
-        return re.sub(r"[^A-Za-z0-9._-]", "_", image.name.removesuffix(".tar"))
+    return re.sub(r"[^A-Za-z0-9._-]", "_", image.name.removesuffix(".tar"))
 
 
 def _made(path: Path) -> Path:

@@ -27,6 +27,7 @@ DEFAULT_BUS_URL = "nats://127.0.0.1:4222"
 DEFAULT_STATE_DIRECTORY = "/var/lib/resurgam"
 PROVIDERS = ("qemu", "docker")
 """Those of `healthmonitor/clouds/registry.py`; a test keeps the two equal."""
+CHANNEL_TYPES = ("log",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class HttpConfiguration:
     host: str = DEFAULT_LISTEN[0]
     port: int = DEFAULT_LISTEN[1]
     token_file: str = ""
+    reader_token_file: str = ""  # its holder may look, and change nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +199,17 @@ def _agents(place: Place, paths: _Paths) -> AgentsConfiguration:
 
 def _http(place: Place, paths: _Paths) -> HttpConfiguration:
     fields = place.fields(
-        ("listen", "token_file"),
-        {"token": "secrets come from files: write token_file", "port": "write listen: 127.0.0.1:PORT"},
+        HTTP_KEYS,
+        {
+            "token": "secrets come from files: write token_file",
+            "reader_token": "secrets come from files: write reader_token_file",
+            "port": "write listen: 127.0.0.1:PORT",
+        },
     )
     host, port = read_listen(fields["listen"], DEFAULT_LISTEN) if "listen" in fields else DEFAULT_LISTEN
-    http = HttpConfiguration(host, port, paths.read(fields, "token_file"))
+    http = HttpConfiguration(host, port, paths.read(fields, "token_file"), paths.read(fields, "reader_token_file"))
+    if http.reader_token_file and not http.token_file:
+        fields["reader_token_file"].key_error("needs token_file beside it: with it alone nobody could change anything")
     if not http.token_file and "listen" in fields and not is_loopback(f"http://{_bracketed(host)}:{port}"):
         fields["listen"].error(
             "this address can be reached by others, so a token is needed: token_file "
@@ -343,7 +351,7 @@ def _channels(place: Place) -> tuple[ChannelConfiguration, ...]:
         channels.append(
             ChannelConfiguration(
                 name,
-                fields["type"].name("channel's type") if "type" in fields else "",
+                fields["type"].one_of(CHANNEL_TYPES, "") if "type" in fields else "",
                 {key: option.plain() for key, option in options.items()},
                 {key: (option.node.line, option.node.column) for key, option in options.items()},
                 (fields["type"].node.line, fields["type"].node.column) if "type" in fields else (1, 1),
@@ -365,6 +373,7 @@ TOP_KEYS = (
     "channels",
     "maintenance",
 )
+HTTP_KEYS = ("listen", "token_file", "reader_token_file")
 BUS_KEYS = (
     "urls",
     "user",

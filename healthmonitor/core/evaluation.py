@@ -175,6 +175,8 @@ def evaluate_strangers(strangers: Iterable[AgentView], policy: Policy) -> Iterat
     for view in strangers:
         if view.glance is None or view.verdict is Verdict.MISSING:
             continue
+        if view.heartbeats_missing_seconds > policy.liveness.suspect_after_seconds:
+            continue  # it speaks no more: most likely the VM that was just replaced
         extension = view.glance.resurgam
         if extension is not None and extension.instance:
             yield deviation(

@@ -80,6 +80,7 @@ class _Agent:
         self.judged = _UNHEARD
 
 
+_RENEWED, _LATE = Heard.RENEWED, Heard.LATE  # looked up for each heartbeat
 _UNHEARD = Judged(Verdict.UNHEARD, Because.NEVER_HEARD)
 _ALIVE = Judged(Verdict.ALIVE, Because.HEARD)
 
@@ -131,14 +132,14 @@ class Fleet:
         life = agent.life
         silent_since = life.heard_at
         heard = hear(life, glance, received_at, self._policy)
-        if heard is Heard.RENEWED or heard is Heard.LATE:
+        if heard is _RENEWED or heard is _LATE:
             agent.payload = payload
             notable = agent.glance is None or _differs(agent.glance, glance)
             if notable:
                 agent.glance = glance
             if notable or received_at - silent_since > self._policy.suspect_after_seconds:
                 self._changed[agent_id] = None
-            if heard is Heard.LATE:
+            if heard is _LATE:
                 counters.late += 1
                 self._inquire(agent_id, Cause.LATE, received_at)
                 return True

@@ -76,7 +76,7 @@ def _paused(inputs: GuardInputs) -> GuardDecision | None:
         return None
     by = f" by {inputs.switches.paused_by}" if inputs.switches.paused_by else ""
     until = _clock(inputs.switches.paused_until)
-    return GuardDecision(Hold.PAUSED, f"paused{by} until {until}; `resurgam pause 0` ends the pause")
+    return GuardDecision(Hold.PAUSED, f"paused{by} until {until}; `resurgam resume` ends the pause")
 
 
 def _maintenance(inputs: GuardInputs) -> GuardDecision | None:
@@ -102,8 +102,8 @@ def _meltdown(inputs: GuardInputs) -> GuardDecision | None:
         if reason is not None:
             return GuardDecision(
                 Hold.MELTDOWN,
-                f"meltdown of {scope}: {reason}; look for the common cause, then `resurgam resurrection on"
-                " --override-meltdown` lets it go on",
+                f"meltdown of {scope}: {reason}; look for the common cause, then `resurgam meltdown"
+                " override` lets it go on",
             )
     return None
 

@@ -35,6 +35,10 @@ class OwnHearing:
             self._canary_back_at = at
         self._canary_at = max(self._canary_at, at)
 
+    def canary_silent_seconds(self, now: float) -> float:
+        """Since the monitor last heard itself through the bus (or began to listen): asked by its health check."""
+        return now - self._canary_at
+
     def lagged(self, seconds: float, at: float) -> None:
         """The loop's turn came `seconds` late; what should have been heard meanwhile is only being read now."""
         self._lagged_at = at

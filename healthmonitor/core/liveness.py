@@ -34,6 +34,9 @@ class Heard(Enum):
     OLD_BOOT = "old_boot"  # of a boot that another has followed: nothing; ask
 
 
+_RENEWED, _LATE = Heard.RENEWED, Heard.LATE  # looked up for each heartbeat
+
+
 class Life:
     """Signs of life of one agent. Mutable and slotted: there are as many as there are agents, and each heartbeat
     touches one."""
@@ -96,7 +99,7 @@ def hear(life: Life, glance: Glance, received_at: float, policy: LivenessPolicy)
     # Not max() with the former alive_at: a quicker way seen now shows that the former was judged too young.
     alive_at = sent_at + quickest
     life.alive_at = alive_at if alive_at > life.answered_at else life.answered_at
-    return Heard.LATE if offset - quickest > policy.late_seconds else Heard.RENEWED
+    return _LATE if offset - quickest > policy.late_seconds else _RENEWED
 
 
 def answer(life: Life, asked_at: float, boot_id: str, uptime_seconds: float | None, policy: LivenessPolicy) -> None:

@@ -53,7 +53,7 @@ STEPS: Mapping[OperationKind, tuple[Step, ...]] = MappingProxyType(
 )
 
 NEEDS_PROOF = frozenset(Step) - {Step.CONFIRM, Step.GUARD, Step.DRAIN, Step.FENCE}
-"""Steps that may not be reached with an unfenced old VM (but by one that ends at CONFIRM or GUARD: alive again)."""
+"""Steps that may not be reached with an unfenced old VM (but by one that ends before: alive again)."""
 
 NEW_VM_STEPS = frozenset({Step.ATTACH, Step.HEAR_AGENT, Step.MOUNT, Step.APPLY, Step.HEALTHY})
 """Steps in which the instance's present VM is needed; it may be lost in them."""
@@ -100,7 +100,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class AliveAgain:
-    """Only at CONFIRM, and at GUARD after having been held: the VM is there after all; nothing is rebuilt."""
+    """Only at CONFIRM, and after having been held at GUARD or unfenced at FENCE: the VM is there after all; nothing is
+    rebuilt."""
 
     evidence: str
 
@@ -228,7 +229,7 @@ def advance(operation: Operation, outcome: Outcome, now_unix: float, policy: Res
             _check_hold(operation, hold)
             return _again(operation, hold, error, now_unix, policy)
         case AliveAgain(evidence=evidence):
-            if operation.step not in (Step.CONFIRM, Step.GUARD):
+            if not _may_be_spared(operation):
                 raise IllegalTransition(f"too late for being alive again: {operation.step.value}")
             return _enter(operation, Step.DONE, f"alive again: {evidence}", now_unix, policy)
         case VmLost(vm=vm, error=error):
@@ -296,6 +297,13 @@ def _again(operation: Operation, hold: Hold, error: str, now_unix: float, policy
         attempts=attempts,
         next_try_at=now_unix + retry_delay_seconds(attempts, policy),
     )
+
+
+def _may_be_spared(operation: Operation) -> bool:
+    """Nothing irreversible was done to the old VM yet. At FENCE only where it is known that fencing did not succeed."""
+    if operation.step is Step.FENCE:
+        return operation.kind is OperationKind.RESURRECT and operation.hold is Hold.UNFENCED
+    return operation.step in (Step.CONFIRM, Step.GUARD)
 
 
 def _check_hold(operation: Operation, hold: Hold) -> None:

@@ -188,7 +188,7 @@ def container_words(report: ContainerReport) -> str:
     """`redis crash loop (exited 139): detail`"""
     words = f"{report.name} {report.state.value.replace('_', ' ')}"
     if report.reason.value:
-        code = f" {report.exit_code}" if report.exit_code is not None else ""
+        code = f" {report.exit_code}" if report.exit_code else ""
         words += f" ({report.reason.value.replace('_', ' ')}{code})"
     return f"{words}: {report.detail}" if report.detail else words
 

@@ -11,14 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from healthmonitor.core.differences import container_differences, mapping_differences, shown
-from healthmonitor.core.manifest import InstanceGroup, Manifest, VmSize
-from healthmonitor.core.records import InstanceRecord, OperationKind
+from healthmonitor.core.keys import disk_key
+from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, VmSize
+from healthmonitor.core.records import InstanceRecord, OperationKind, OrphanDisk
 from healthmonitor.core.units import size_text
-from protocol.ids import ContainerName, DeploymentName, DiskName, InstanceId, instance_id
+from protocol.ids import CloudName, ContainerName, DeploymentName, DiskName, InstanceId, instance_id
 from protocol.spec import ContainerSpec, spec_hash
+
+REMOUNT_NOTE = "; from its next mount on: a mounted disk is left as it is until its VM restarts or is recreated"
+
+Orphans = Mapping[tuple[CloudName, str], OrphanDisk]
+"""Disks that no instance uses, by cloud and key."""
+_NO_ORPHANS: Orphans = MappingProxyType({})
 
 
 class Verb(Enum):
@@ -54,6 +62,7 @@ class InstanceChange:
     new_disks: tuple[DiskName, ...] = ()
     grown_disks: tuple[DiskName, ...] = ()
     orphaned_disks: tuple[DiskName, ...] = ()
+    adopted_disks: tuple[DiskName, ...] = ()  # orphans of the same place and name, with their data
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,12 @@ class Plan:
         return ", ".join([*parts, f"{self.unchanged} unchanged"])
 
 
-def plan(current: Sequence[InstanceRecord], now: Manifest | None, wanted: Manifest | None) -> Plan:
+def plan(
+    current: Sequence[InstanceRecord],
+    now: Manifest | None,
+    wanted: Manifest | None,
+    orphans: Orphans = _NO_ORPHANS,
+) -> Plan:
     """`wanted` None: the deployment is deleted. `current`: the deployment's instances, each with the group that it has
     been moved to; during a rollout these may lag behind `now`."""
     records = {record.instance: record for record in current}
@@ -104,13 +118,17 @@ def plan(current: Sequence[InstanceRecord], now: Manifest | None, wanted: Manife
             name = instance_id(wanted.name, group.name, index)
             record = records.pop(name, None)
             if record is None:
-                changes.append(_creation(name, group))
+                changes.append(_creation(name, group, orphans))
+                refusals.extend(_refused_orphans(name, group, group.disks, orphans))
                 continue
             warnings.extend(_warnings(record, group))
             refusals.extend(refusals_of(name, record.group, group))
+            refusals.extend(_refused_orphans(name, group, _new_disks(record.group, group), orphans))
             if record.deleting:
-                warnings.append(f"{name} is being deleted; it is made anew once it is gone")
-            change = change_of(name, record.group, group)
+                warnings.append(
+                    f"{name} is being deleted; it is made anew once it is gone, and adopts the disks that it leaves"
+                )
+            change = change_of(name, record.group, group, orphans)
             if change is None:
                 unchanged += 1
             else:
@@ -143,6 +161,7 @@ def to_plain(plan: Plan) -> dict[str, Any]:
                     "new": list(change.new_disks),
                     "grown": list(change.grown_disks),
                     "orphaned": list(change.orphaned_disks),
+                    "adopted": list(change.adopted_disks),
                 },
             }
             for change in plan.changes
@@ -162,21 +181,25 @@ def operation_kind(before: InstanceGroup, after: InstanceGroup) -> OperationKind
     return OperationKind.RECREATE if change.verb is Verb.RECREATE else OperationKind.UPDATE
 
 
-def change_of(instance: InstanceId, before: InstanceGroup, after: InstanceGroup) -> InstanceChange | None:
+def change_of(
+    instance: InstanceId, before: InstanceGroup, after: InstanceGroup, orphans: Orphans = _NO_ORPHANS
+) -> InstanceChange | None:
     """What differs for the VM and its agent; None when nothing does."""
     vm = _vm_differences(before, after)
     containers, lines = _container_changes(before.containers, after.containers)
     old, new = {disk.name: disk for disk in before.disks}, {disk.name: disk for disk in after.disks}
-    new_disks = tuple(name for name in new if name not in old)
+    made = _new_disks(before, after)
+    adopted = _adopted(instance, after, made, orphans)
+    new_disks = tuple(disk.name for disk in made if disk.name not in adopted)
     grown = tuple(name for name in new if name in old and new[name].size_mib > old[name].size_mib)
     orphaned = tuple(name for name in old if name not in new)
     disk_lines = [
-        *(f"disk {name}: new, {size_text(new[name].size_mib)}" for name in new_disks),
+        *(_disk_line(disk, adopted) for disk in made),
         *(f"disk {name}: grows {size_text(old[name].size_mib)} → {size_text(new[name].size_mib)}" for name in grown),
         *(f"disk {name}: no longer used; it is kept, with its data, as an orphan" for name in orphaned),
         *(
             f"disk {name}: mount options {shown(name, old[name].mount_options)} → "
-            f"{shown(name, new[name].mount_options)}"
+            f"{shown(name, new[name].mount_options)}" + ("" if vm else REMOUNT_NOTE)
             for name in new
             if name in old and new[name].mount_options != old[name].mount_options
         ),
@@ -193,7 +216,7 @@ def change_of(instance: InstanceId, before: InstanceGroup, after: InstanceGroup)
         verb = Verb.RESIZE
     else:
         verb = Verb.UPDATE
-    return InstanceChange(instance, verb, details, containers, new_disks, grown, orphaned)
+    return InstanceChange(instance, verb, details, containers, new_disks, grown, orphaned, tuple(adopted))
 
 
 def refusals_of(instance: InstanceId, before: InstanceGroup, after: InstanceGroup) -> tuple[str, ...]:
@@ -222,19 +245,58 @@ def refusals_of(instance: InstanceId, before: InstanceGroup, after: InstanceGrou
     return tuple(refusals)
 
 
-def _creation(instance: InstanceId, group: InstanceGroup) -> InstanceChange:
+def _creation(instance: InstanceId, group: InstanceGroup, orphans: Orphans) -> InstanceChange:
+    adopted = _adopted(instance, group, group.disks, orphans)
     names = [container.name for container in group.containers]
     return InstanceChange(
         instance,
         Verb.CREATE,
         (
             f"VM in {group.cloud} from {group.stemcell}: {_size(group.vm)}",
-            *(f"disk {disk.name}: new, {size_text(disk.size_mib)}" for disk in group.disks),
+            *(_disk_line(disk, adopted) for disk in group.disks),
             *(f"{container.name}: {container.image}" for container in group.containers),
         ),
         ContainerChanges(added=tuple(names)),
-        new_disks=tuple(disk.name for disk in group.disks),
+        new_disks=tuple(disk.name for disk in group.disks if disk.name not in adopted),
+        adopted_disks=tuple(adopted),
     )
+
+
+def _new_disks(before: InstanceGroup, after: InstanceGroup) -> tuple[DiskRequirement, ...]:
+    old = {disk.name for disk in before.disks}
+    return tuple(disk for disk in after.disks if disk.name not in old)
+
+
+def _adopted(
+    instance: InstanceId, group: InstanceGroup, disks: Sequence[DiskRequirement], orphans: Orphans
+) -> dict[DiskName, OrphanDisk]:
+    """Of the disks that a place newly asks for, those that it had before and that were kept."""
+    if not orphans:
+        return {}
+    found = ((disk.name, orphans.get((group.cloud, disk_key(instance, disk.name)))) for disk in disks)
+    return {name: orphan for name, orphan in found if orphan is not None}
+
+
+def _disk_line(disk: DiskRequirement, adopted: Mapping[DiskName, OrphanDisk]) -> str:
+    orphan = adopted.get(disk.name)
+    if orphan is None:
+        return f"disk {disk.name}: new, {size_text(disk.size_mib)}"
+    size = size_text(orphan.size_mib)
+    if orphan.size_mib < disk.size_mib:
+        size = f"grows {size} → {size_text(disk.size_mib)}"
+    return f"disk {disk.name}: adopts orphan {orphan.cid} with its data ({size})"
+
+
+def _refused_orphans(
+    instance: InstanceId, group: InstanceGroup, disks: Sequence[DiskRequirement], orphans: Orphans
+) -> list[str]:
+    adopted = _adopted(instance, group, disks, orphans)
+    return [
+        f"{instance}: disk {disk.name}: orphan {adopted[disk.name].cid} of that name has "
+        f"{adopted[disk.name].filesystem} and is never formatted as {disk.filesystem}; declare a disk of another name"
+        for disk in disks
+        if disk.name in adopted and adopted[disk.name].filesystem != disk.filesystem
+    ]
 
 
 def _deletion(record: InstanceRecord) -> InstanceChange:

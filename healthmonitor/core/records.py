@@ -5,8 +5,8 @@ whoever reads the record can go on. A record carries all that its step needs: no
 Times are Unix seconds: they are for people and for delays, never for verdicts.
 
 Buckets: `deployments` (key: name), `instances` and `operations` (key: protocol.ids.instance_key), `incidents`
-(key: Incident.key escaped), `silences` (key: id),
-`leader` (key `lease`), `switches` (key `switches`). Log: `events`. Queues: `threads`, `outbox` (healthmonitor/outbox).
+(key: Incident.key escaped), `orphans` (key: cloud and disk key escaped), `silences` (key: id), `leader` (key `lease`),
+`switches` (key `switches`). Log: `events`. Queues: `outbox` and `threads` (healthmonitor/outbox.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from enum import Enum
 from healthmonitor.core.manifest import InstanceGroup, Manifest
 from protocol.ids import (
     AgentId,
+    CloudName,
     ContainerName,
     DeploymentName,
     DiskCid,
@@ -72,6 +73,21 @@ class InstanceRecord:
     deleting: bool = False
     ignore: bool = False  # a person said: leave it alone
     pinned_images: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanDisk:
+    """A disk that no instance uses any more, kept with its data. The place that it belonged to adopts it when it asks
+    for a disk of that name again."""
+
+    cloud: CloudName
+    key: str
+    cid: DiskCid
+    name: DiskName
+    size_mib: int
+    filesystem: str
+    instance: InstanceId
+    since: float  # Unix seconds
 
 
 class OperationKind(Enum):

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from healthmonitor.core.manifest import InstanceGroup
+from healthmonitor.core.planning import operation_kind
 from healthmonitor.core.records import (
     DeploymentRecord,
     Hold,
@@ -71,20 +72,6 @@ class RolloutDecision:
     reason: str = ""
 
 
-def change_kind(old: InstanceGroup, new: InstanceGroup) -> OperationKind | None:
-    """What it takes to get from one group to the other: RECREATE, UPDATE in place, or None."""
-    if (old.vm, old.stemcell, old.cloud) != (new.vm, new.stemcell, new.cloud):
-        return OperationKind.RECREATE
-    if (old.disks, old.containers, old.networks, old.on_isolation) != (
-        new.disks,
-        new.containers,
-        new.networks,
-        new.on_isolation,
-    ):
-        return OperationKind.UPDATE
-    return None
-
-
 def decide(
     deployment: DeploymentRecord,
     instances: Mapping[InstanceId, InstanceRecord],
@@ -127,6 +114,17 @@ class _Look:
         self._deployment = deployment
         self._instances = instances
         self._operations = operations
+        self._kinds: list[tuple[InstanceGroup, InstanceGroup, OperationKind | None]] = []
+        """Instances of a group come from one or two former groups: each pair is compared once."""
+
+    def _kind(self, before: InstanceGroup, after: InstanceGroup) -> OperationKind | None:
+        """As the plan says it."""
+        for known_before, known_after, known in self._kinds:
+            if known_after is after and known_before == before:
+                return known
+        kind = None if before == after else operation_kind(before, after)
+        self._kinds.append((before, after, kind))
+        return kind
 
     def places(self, group: InstanceGroup) -> list[tuple[int, InstanceId]]:
         return [(index, instance_id(self._deployment.name, group.name, index)) for index in range(group.instances)]
@@ -137,7 +135,7 @@ class _Look:
         return (
             record is not None
             and not record.deleting
-            and (record.deployment_revision == self._deployment.revision or change_kind(record.group, group) is None)
+            and (record.deployment_revision == self._deployment.revision or self._kind(record.group, group) is None)
         )
 
     def is_healthy(self, group: InstanceGroup, instance: InstanceId) -> bool:
@@ -163,7 +161,7 @@ class _Look:
             if record is not None
             and not record.deleting
             and record.deployment_revision != revision
-            and change_kind(record.group, group) is None
+            and self._kind(record.group, group) is None
         ]
 
     def next_of(self, group: InstanceGroup, canaries_only: bool) -> list[Act]:
@@ -203,7 +201,7 @@ class _Look:
         return operation.kind is OperationKind.DELETE
 
     def _move(self, group: InstanceGroup, record: InstanceRecord) -> Move:
-        kind = change_kind(record.group, group) or OperationKind.UPDATE
+        kind = self._kind(record.group, group) or OperationKind.UPDATE
         moved = replace(
             record,
             group=group,

@@ -2,7 +2,8 @@
 that are not wanted any more.
 
 Laws: a disk that cannot be found is never replaced by a new one; a disk is attached only when the hypervisor's side
-says that nobody but this VM holds it, and that is read back; no disk is deleted but on a person's word.
+says that nobody but this VM holds it, and that is read back; no disk is deleted but on a person's word. A disk that
+is let go stays known as an orphan, and the place that it belonged to gets it back, which is said.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from healthmonitor.clouds.cloud import DiskHeld, DiskNotFound, DiskRequest, VmNo
 from healthmonitor.core.keys import disk_key
 from healthmonitor.core.manifest import DiskRequirement
 from healthmonitor.core.operation import STEPS, Done, Failed, Outcome, VmLost
-from healthmonitor.core.records import DiskBinding, InstanceRecord, Step, VmBinding
+from healthmonitor.core.records import DiskBinding, InstanceRecord, OrphanDisk, Step, VmBinding
 from healthmonitor.steps.context import StepContext
 from protocol.ids import DiskCid, VmCid
 
@@ -26,34 +27,98 @@ async def make_disks(context: StepContext) -> Outcome:
         record = context.record()
         binding = _binding(record, wanted)
         if binding is None:
-            binding = DiskBinding(
-                name=wanted.name,
-                key=disk_key(record.instance, wanted.name),
-                size_mib=wanted.size_mib,
-                filesystem=wanted.filesystem,
-                mount_options=wanted.mount_options,
-            )
-            record = await context.save_record(
-                replace(record, disks=(*record.disks, binding)), record, f"disk {wanted.name} intended"
-            )
+            intended = await _intend(context, record, wanted, notes)
+            if isinstance(intended, Failed):
+                return intended
+            binding, record = intended, context.record()
         if binding.cid is None:
             request = _request(record, wanted, binding)
             cid = await context.call_cloud("create_disk", lambda r=request: context.cloud().create_disk(r))  # type: ignore[misc]
             await _save_binding(context, replace(binding, cid=cid), f"disk {wanted.name} made")
+            await _forget_orphan(context, binding)
             notes.append(f"{wanted.name} is {cid}")
-        elif binding.size_mib < wanted.size_mib:
+            continue
+        await _forget_orphan(context, binding)
+        if binding.size_mib < wanted.size_mib:
             disk, size_mib = binding.cid, wanted.size_mib
             await context.call_cloud(
                 "resize_disk",
                 lambda d=disk, s=size_mib: context.cloud().resize_disk(d, s),  # type: ignore[misc]
             )
-            await _save_binding(context, replace(binding, size_mib=size_mib), f"disk {wanted.name} grown")
+            binding = replace(binding, size_mib=size_mib)
+            await _save_binding(context, binding, f"disk {wanted.name} grown")
             notes.append(f"{wanted.name} grown to {size_mib} MiB")
-        elif binding.mount_options != wanted.mount_options:
+        if binding.mount_options != wanted.mount_options:
+            # The agent mounts with them the next time: a mounted disk is not taken from its containers for this.
             await _save_binding(
                 context, replace(binding, mount_options=wanted.mount_options), f"disk {wanted.name} options"
             )
+            notes.append(f"{wanted.name} has other mount options from its next mount on")
     return Done("; ".join(notes))
+
+
+async def _intend(
+    context: StepContext, record: InstanceRecord, wanted: DiskRequirement, notes: list[str]
+) -> DiskBinding | Failed:
+    """Written down before the cloud is asked for it. What is there under its key by then is no disk that we have just
+    made: it is the one that this place had before, which is said, and its own size counts."""
+    binding = DiskBinding(
+        name=wanted.name,
+        key=disk_key(record.instance, wanted.name),
+        size_mib=wanted.size_mib,
+        filesystem=wanted.filesystem,
+        mount_options=wanted.mount_options,
+    )
+    listed = await context.call_cloud("list_disks", lambda: context.cloud().list_disks())
+    found = next((disk for disk in listed if disk.key == binding.key), None)
+    orphan = context.tools.journal.orphans().get((record.group.cloud, binding.key))
+    if found is not None:
+        if orphan is not None and orphan.filesystem != wanted.filesystem:
+            return Failed(
+                f"orphan {found.disk_cid} of disk {wanted.name} has {orphan.filesystem} and is never formatted as"
+                f" {wanted.filesystem}: declare a disk of another name, or put {orphan.filesystem} back"
+            )
+        note = f"disk {wanted.name}: adopts orphan {found.disk_cid} with its data"
+        await context.event("disk.adopted", f"{note} ({found.size_mib} MiB)", {"disk": found.disk_cid})
+        notes.append(note)
+        binding = replace(binding, cid=found.disk_cid, size_mib=found.size_mib)
+    elif orphan is not None:
+        await context.event(
+            "disk.orphan_gone",
+            f"disk {wanted.name}: orphan {orphan.cid} is not in the cloud any more; a new one is made",
+            {"disk": orphan.cid},
+        )
+    await context.save_record(replace(record, disks=(*record.disks, binding)), record, f"disk {wanted.name} intended")
+    return binding
+
+
+async def _forget_orphan(context: StepContext, binding: DiskBinding) -> None:
+    """A record names the disk again (or another in its place)."""
+    orphan = context.tools.journal.orphans().get((context.record().group.cloud, binding.key))
+    if orphan is not None:
+        context.check_ours()
+        await context.tools.journal.delete_orphan(orphan)
+        context.tools.crash_point(f"journal:orphan {binding.name} adopted")
+        context.check_ours()
+
+
+async def _keep_as_orphan(context: StepContext, record: InstanceRecord, disk: DiskBinding, cid: DiskCid) -> None:
+    """Before the record that names it forgets it: what is kept stays known."""
+    context.check_ours()
+    await context.tools.journal.save_orphan(
+        OrphanDisk(
+            cloud=record.group.cloud,
+            key=disk.key,
+            cid=cid,
+            name=disk.name,
+            size_mib=disk.size_mib,
+            filesystem=disk.filesystem,
+            instance=record.instance,
+            since=context.tools.unix_time(),
+        )
+    )
+    context.tools.crash_point(f"journal:disk {disk.name} orphaned")
+    context.check_ours()
 
 
 async def free_disks(context: StepContext) -> Outcome:
@@ -121,6 +186,7 @@ async def release_unwanted(context: StepContext) -> str:
             if disk.device and vm.vm_cid is not None:
                 await context.call_agent("unmount_disk", disk.cid)
                 await _detach(context, vm.vm_cid, disk.cid)
+            await _keep_as_orphan(context, context.record(), disk, disk.cid)
             await context.event("disk.orphaned", f"disk {disk.name} ({disk.cid}) is not wanted any more, and is kept")
             notes.append(f"{disk.name} ({disk.cid}) kept as an orphan")
         record = context.record()
@@ -142,8 +208,10 @@ async def forget(context: StepContext) -> Outcome:
         cid = disk.cid
         if delete:
             await context.call_cloud("delete_disk", lambda c=cid: context.cloud().delete_disk(c))  # type: ignore[misc]
+            await _forget_orphan(context, disk)
             await context.event("disk.deleted", f"disk {disk.name} ({cid}) was deleted with its deployment")
         else:
+            await _keep_as_orphan(context, record, disk, cid)
             await context.event("disk.orphaned", f"disk {disk.name} ({cid}) is kept without an instance")
     context.check_ours()
     await context.tools.journal.delete_instance(record)

@@ -21,7 +21,7 @@ from healthmonitor.clouds.cloud import (
 )
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.operation import AliveAgain, Done, Failed, Held, Outcome
-from healthmonitor.core.records import Hold, VmBinding
+from healthmonitor.core.records import Hold, OperationKind, VmBinding
 from healthmonitor.steps.context import StepContext
 from protocol.ids import VmCid
 
@@ -150,6 +150,9 @@ async def fence(context: StepContext) -> Outcome:
         return Done("no VM to fence")
     if context.operation.fence_proof:
         return Done("proven before")
+    if _came_back(context, vm):
+        context.present.alive_again(context.instance)
+        return AliveAgain("its agent was heard again while it could not be fenced")
     cid = await _cid_of(context, vm)
     if cid is None:
         # Disks are attached only to a VM whose id stands in the journal (step ATTACH comes after), so this one,
@@ -173,6 +176,18 @@ async def fence(context: StepContext) -> Outcome:
                 f"no proof that {cid} cannot write any more: {reason}; its disks stay where they are. Make sure that"
                 f" it is off (pull its power), then `resurgam fence confirm {context.instance}`",
             )
+
+
+def _came_back(context: StepContext, vm: VmBinding) -> bool:
+    """Whether a lost VM that could not be fenced lives after all. (One that this operation made, or that is replaced
+    on purpose, is fenced in any case.)"""
+    operation = context.operation
+    return (
+        operation.kind is OperationKind.RESURRECT
+        and operation.hold is Hold.UNFENCED
+        and not operation.vms_lost
+        and context.tools.fleet.verdict(vm.agent_id) is Verdict.ALIVE
+    )
 
 
 async def delete_vm(context: StepContext) -> Outcome:

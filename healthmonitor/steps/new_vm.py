@@ -152,6 +152,7 @@ async def mount(context: StepContext) -> Outcome:
                 "device": disk.device,
                 "filesystem": disk.filesystem,
                 "mount_options": list(disk.mount_options),
+                "size_mib": disk.size_mib,
             },
         )
     listed = await context.call_agent("list_disk")

@@ -11,19 +11,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from healthmonitor.cli.processes import Background, start_ticks, wait_until
+from tests.support.nats import free_port
 
 PROJECT = Path(__file__).parents[2]
 COMMAND_SECONDS = 60
-ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(PROJECT)}
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Path]:
-    """A directory for a site; whatever a test leaves running there is ended."""
+    """A directory for a site with ports of its own; whatever a test leaves running there is ended."""
     directory = tmp_path / "site"
+    directory.mkdir()
+    (directory / "ports.json").write_text(json.dumps({"nats": free_port(), "api": free_port()}))
     yield directory
     ended = resurgam(directory, "down", "--yes")
     assert ended.returncode == 0, ended.stderr
@@ -94,15 +98,50 @@ def test_secrets_are_readable_by_their_owner_only(site: Path) -> None:
 
 
 def test_a_wrong_configuration_is_told_with_its_line(site: Path, tmp_path: Path) -> None:
-    """`up` with a configuration that is wrong fails, names the line, and leaves no monitor behind."""
+    """`up` with a configuration that is wrong exits 2, names the line, and starts neither the bus nor a monitor."""
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("preset: small\nresurector: {enabled: true}\n")
     outcome = resurgam(site, "up", "--config", str(wrong))
-    assert outcome.returncode == 1
+    assert outcome.returncode == 2
     assert "healthmonitor.yml:2" in outcome.stderr
     assert "resurrector" in outcome.stderr
-    assert not runs(pids(site)["healthmonitor"])
+    assert pids(site) == {}
     (site / "healthmonitor.yml").unlink()  # so that the directory can be ended as usual
+
+
+def test_a_reader_may_look_and_change_nothing(site: Path) -> None:
+    """The token of `http.reader_token_file` is let in to look, and is refused what changes something."""
+    assert resurgam(site, "up").returncode == 0
+    assert resurgam(site, "down").returncode == 0
+    (site / "reader-token").write_text("only-looks\n")
+    (site / "reader-token").chmod(0o600)
+    configuration = site / "healthmonitor.yml"
+    written = configuration.read_text()
+    configuration.write_text(written.replace("\nhttp:\n", "\nhttp:\n  reader_token_file: reader-token\n"))
+    assert resurgam(site, "up").returncode == 0
+    port = json.loads((site / "ports.json").read_text())["api"]
+    reader = {"authorization": "Bearer only-looks"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=reader) as client:
+        assert client.get("/v1/status").status_code == 200
+        assert client.post("/v1/switches/pause", json={"seconds": 60, "because": "a test"}).status_code == 403
+
+
+def test_a_wrong_option_of_a_cloud_is_found_by_a_check(tmp_path: Path) -> None:
+    """`resurgam-healthmonitor --check` judges what each provider is told, and names the line."""
+    configuration = tmp_path / "hm.yml"
+    configuration.write_text("clouds:\n  local:\n    provider: qemu\n    acel: tcg\n")
+    checked = subprocess.run(
+        [sys.executable, "-m", "healthmonitor", "--check", "--config", str(configuration)],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert checked.returncode == 2
+    assert f"{configuration}:4:" in checked.stderr
+    assert "did you mean accel?" in checked.stderr
+    assert "Traceback" not in checked.stderr
 
 
 def test_purge_leaves_nothing(site: Path) -> None:
@@ -123,7 +162,7 @@ def test_a_pid_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         own = Background("test", tmp_path / "own.json", tmp_path / "own.log")
         own.start(["sleep", "60"])
         noted = json.loads(own.pid_file.read_text())
-        background.pid_file.write_text(json.dumps({**noted, "pid": other.pid, "start_ticks": noted["start_ticks"] - 1}))
+        background.pid_file.write_text(json.dumps({**noted, "pid": other.pid, "start_ticks": noted["start_ticks"] + 1}))
         assert background.pid() is None
         assert background.end(term_seconds=0.1)
         assert other.poll() is None

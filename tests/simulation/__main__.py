@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import subprocess
 import sys
 import time
 import warnings
@@ -25,11 +26,13 @@ HASH_SEED = "0"
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
-        os.execve(  # noqa: S606
+        os.execve(
             sys.executable,
             [sys.executable, "-m", "tests.simulation", *arguments],
             {**os.environ, "PYTHONHASHSEED": HASH_SEED},
         )
+    if options.jobs > 1 and len(options.seeds) > 1:
+        return _in_parallel(options)
     # Coroutines of killed processes are thrown away unfinished; what their clean-up says then means nothing.
     sys.unraisablehook = lambda unraisable: None
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -43,8 +46,30 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
+def _in_parallel(options: argparse.Namespace) -> int:
+    """Each job a process with every n-th seed; their output one after the other."""
+    chunks = [options.seeds[number :: options.jobs] for number in range(min(options.jobs, len(options.seeds)))]
+    flags = ["--scenario", options.scenario, *(["--mutant", options.mutant] if options.mutant else [])]
+    flags += ["-v"] if options.verbose else []
+    processes: list[subprocess.Popen[str]] = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.simulation", "--seeds", ",".join(map(str, chunk)), *flags],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for chunk in chunks
+    ]
+    for process in processes:
+        print(process.communicate()[0], end="", flush=True)
+    return max((abs(process.returncode) for process in processes), default=0)
+
+
 def repeat_command(seed: int, scenario: str, mutant: str = "") -> str:
-    parts = [f"python -m tests.simulation --seeds {seed} --scenario {scenario}", f"--mutant {mutant}" if mutant else "", "-v"]
+    parts = [
+        f"python -m tests.simulation --seeds {seed} --scenario {scenario}",
+        f"--mutant {mutant}" if mutant else "",
+        "-v",
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -78,6 +103,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=_seeds, default=_seeds("0-19"), help="7, 0-19 or 1,5,9")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="mixed")
     parser.add_argument("--mutant", choices=["", *sorted(MUTANTS)], default="", help="break one of our own rules")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell everything that happened")
     parser.add_argument("--logs", action="store_true", help="and what the parts logged")
     return parser.parse_args(arguments)
@@ -92,4 +118,7 @@ def _seeds(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    # Without the interpreter's farewell, which would once more throw away what killed processes left behind.
+    os._exit(status)

@@ -19,7 +19,6 @@ from protocol.heartbeat import DiskReport, DiskState
 from protocol.ids import DiskCid, DiskName, InstanceId
 from protocol.spec import DiskSpec, InstanceSpec
 
-
 T = TypeVar("T")
 
 LOOK_SECONDS = 1.0

@@ -114,8 +114,10 @@ class Faults:
                 out = fault.depth % 2 == 0
                 self._on_monitor(fault, lambda m: self._cut(m, fault, out, not out))
             case FaultKind.ALL_CUT:
-                for place in [*self._machines(), *self._world.monitors]:
-                    self._cut(place, fault, True, True)
+                for machine in self._machines():
+                    self._cut(machine, fault, True, True)
+                for monitor in self._world.monitors:
+                    self._cut(monitor, fault, True, True)
             case FaultKind.SERVER_RESTARTED:
                 self._world.disturbed()
                 self._world.server.crash()
@@ -162,9 +164,7 @@ class Faults:
             return
         fault = self._acting[0]
         if fault.depth % ACTING_POINTS_MAX:
-            self._acting[0] = Fault(
-                fault.at_seconds, fault.kind, fault.lasts_seconds, fault.target, fault.depth - 1
-            )
+            self._acting[0] = Fault(fault.at_seconds, fault.kind, fault.lasts_seconds, fault.target, fault.depth - 1)
             return
         self._acting.pop(0)
         self._world.trace.tell(Voice.FAULT, monitor.name, f"will die soon after {name}")
@@ -295,5 +295,3 @@ class Faults:
 
 def _pick(found: list[T], fault: Fault) -> T | None:
     return found[int(fault.target * len(found))] if found else None
-
-

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from healthmonitor.core import fleet as fleet_module
-from healthmonitor.core.fleet import Fleet
+from healthmonitor.core import liveness
+from healthmonitor.core.hearing import OwnHearing
 from healthmonitor.core.liveness import Heard, Hearing
 from healthmonitor.core.operation import Done, Outcome
 from healthmonitor.core.records import Step
@@ -33,7 +34,7 @@ def _fence_skipped() -> Iterator[None]:
     """FENCE says done without asking the cloud."""
 
     async def fence(context: StepContext) -> Outcome:
-        return Done("mutant", proof="none")
+        return Done("mutant", proof="none" if context.operation.old_vm is not None else "")
 
     with _patched(taking, "TAKE", MappingProxyType({**taking.TAKE, Step.FENCE: fence})):
         yield
@@ -42,7 +43,7 @@ def _fence_skipped() -> Iterator[None]:
 @contextlib.contextmanager
 def _late_heartbeat_renews() -> Iterator[None]:
     """A heartbeat renews the lease as of when it was received, however long it was on its way."""
-    real = fleet_module.hear
+    real = liveness.hear
 
     def hear(life: Any, glance: Any, received_at: float, policy: Any) -> Heard:
         heard = real(life, glance, received_at, policy)
@@ -57,10 +58,10 @@ def _late_heartbeat_renews() -> Iterator[None]:
 def _cannot_tell_ignored() -> Iterator[None]:
     """The monitor trusts its ears from the first moment, and whatever they suffer."""
 
-    def hearing(self: Fleet, now: float) -> Hearing:
+    def at(self: OwnHearing, now: float) -> Hearing:
         return Hearing(float("-inf"))
 
-    with _patched(Fleet, "hearing", hearing):
+    with _patched(OwnHearing, "at", at):
         yield
 
 

@@ -40,6 +40,7 @@ def restarts(seed: int) -> Scenario:
             }
         ),
         meltdown=False,
+        harmless=True,
     )
 
 
@@ -66,6 +67,25 @@ def killing(seed: int) -> Scenario:
     )
 
 
+def lateness(seed: int) -> Scenario:
+    """Messages come late and in bursts: agents and monitors are cut off, frozen, and in bad weather."""
+    return Scenario(
+        storm_seconds=600.0,
+        faults_per_minute=4.0,
+        only=frozenset(
+            {
+                FaultKind.AGENT_CUT,
+                FaultKind.AGENT_CUT_ONE_WAY,
+                FaultKind.MONITOR_CUT,
+                FaultKind.MONITOR_FROZEN,
+                FaultKind.VM_FROZEN,
+                FaultKind.BAD_WEATHER,
+            }
+        ),
+        meltdown=False,
+    )
+
+
 def hundred(seed: int) -> Scenario:
     """A hundred VMs, a short storm."""
     return Scenario(
@@ -73,12 +93,12 @@ def hundred(seed: int) -> Scenario:
         fronts=59,
         monitors=2,
         build_seconds=900.0,
-        storm_seconds=300.0,
+        storm_seconds=180.0,
         faults_per_minute=4.0,
         meltdown=False,
     )
 
 
 SCENARIOS: Mapping[str, Callable[[int], Scenario]] = MappingProxyType(
-    {"mixed": mixed, "restarts": restarts, "killing": killing, "hundred": hundred}
+    {"mixed": mixed, "restarts": restarts, "killing": killing, "lateness": lateness, "hundred": hundred}
 )

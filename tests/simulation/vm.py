@@ -313,7 +313,7 @@ class Machine:
             supervisor,
             desired,
             disks,
-            NoVitals(),
+            NoVitals(),  # type: ignore[arg-type]  # as much of Vitals as the shell uses
             self.uptime_seconds,
             self._new_id,
         )
@@ -339,7 +339,9 @@ class NoVitals:
 def _directories(container: ContainerSpec, mounts: Mapping[DiskName, str]) -> dict[str, str]:
     """As agent/mount_directories.py, without a file system."""
     return {
-        mount.target: f"{mounts[DiskName(mount.source)]}/{container.name}" if mount.kind is MountKind.DISK else mount.source
+        mount.target: f"{mounts[DiskName(mount.source)]}/{container.name}"
+        if mount.kind is MountKind.DISK
+        else mount.source
         for mount in container.mounts
     }
 

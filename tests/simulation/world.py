@@ -23,14 +23,13 @@ from healthmonitor.core.policy import IncidentPolicy, LivenessPolicy, MeltdownPo
 from healthmonitor.core.records import (
     Hold,
     Incident,
-    InstanceRecord,
     Operation,
     OperationKind,
     RolloutState,
     Step,
     Switches,
 )
-from healthmonitor.journal import DEPLOYMENTS, INCIDENTS, INSTANCES, OPERATIONS, SWITCHES
+from healthmonitor.journal import SWITCHES
 from healthmonitor.operator_actions import ManifestUpload, OperatorActions, Person
 from protocol import codec
 from protocol.ids import AgentId, CloudName, InstanceId, VmCid
@@ -68,6 +67,7 @@ class Scenario:
     faults_per_minute: float = 1.0
     only: frozenset[FaultKind] | None = None
     meltdown: bool = True
+    harmless: bool = False  # nothing happens to any VM, so none may be rebuilt
 
 
 @dataclass(slots=True)
@@ -266,7 +266,9 @@ class World:
             if not breaches:
                 calm_since = now if calm_since is None else calm_since
                 if now - calm_since >= CALM_CHECK_SECONDS:
-                    self.trace.tell(Voice.CHECK, "world", f"as expected {calm_since - began:.0f} s after the last fault")
+                    self.trace.tell(
+                        Voice.CHECK, "world", f"as expected {calm_since - began:.0f} s after the last fault"
+                    )
                     self.count("settled after seconds", int(calm_since - began))
                     return
             else:
@@ -454,6 +456,9 @@ class World:
                 monitor.newest_evidence[agent] = max(newest, published_at)
                 if self.loop.time() - published_at < 0.5:
                     monitor.heard_freshly.add(agent)
+                else:
+                    self.count("messages delivered late")
+                    self.loop.call_soon(self.check, context=contextvars.Context())
 
     def _written(self, bucket: str, key: str, value: bytes | None, revision: int) -> None:
         before = self._before.get((bucket, key))
@@ -484,6 +489,9 @@ class World:
         if after.step is Step.FENCE and (before is None or before.step is Step.GUARD) and after.old_vm is not None:
             self.count("resurrections admitted")
             self._check_spared(after)
+            if self.scenario.harmless:
+                breach = Breach(f"{after.instance} is to be rebuilt: {after.reason}", (str(after.instance),))
+                self._violate("never_rebuilt", RESTART_SENTENCE, breach)
 
     def _check_spared(self, operation: Operation) -> None:
         """The VM about to be fenced must not be one of which nothing bad has happened for longer than a lease."""
@@ -495,8 +503,8 @@ class World:
             lease = policy_of(self.scenario).liveness.lease_seconds
             if self.loop.time() - since > lease + 1.0:
                 breach = Breach(
-                    f"{operation.instance}: {machine.vm_cid} is to be fenced ({operation.reason}), though it, the bus and"
-                    f" the monitor were undisturbed for {self.loop.time() - since:.1f} s",
+                    f"{operation.instance}: {machine.vm_cid} is to be fenced ({operation.reason}), though it, the bus"
+                    f" and the monitor were undisturbed for {self.loop.time() - since:.1f} s",
                     (str(operation.instance), str(machine.vm_cid)),
                 )
                 self._violate("always_spared", RESTART_SENTENCE, breach)

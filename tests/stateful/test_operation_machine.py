@@ -73,6 +73,7 @@ class OperationMachine(RuleBasedStateMachine):
             case Step.CREATE_VM:
                 self.make_vm(subject)
             case Step.FORGET:
+                assert self.present is None or self.present.key in self.proven, "forgotten, and it may still write"
                 self.present = None
         self.operation = rules.advance(subject, Done(proof=proof), self.now, POLICY)
 

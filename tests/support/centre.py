@@ -75,13 +75,14 @@ clouds:
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             )
         if wait:
-            await until(self._healthy, MONITOR_READY_SECONDS, f"the monitor is healthy; see {self.log}")
+            await until(self._healthy, MONITOR_READY_SECONDS, f"the monitor is healthy and leads; see {self.log}")
 
     async def _healthy(self) -> bool:
         if self._process is not None and self._process.returncode is not None:
             raise AssertionError(f"the monitor ended: {self.log.read_text()[-3000:]}")
         try:
-            return (await self.http.get("/healthz")).status_code == 200
+            response = await self.http.get("/healthz")
+            return response.status_code == 200 and bool(response.json()["leader"])
         except httpx.TransportError:
             return False
 

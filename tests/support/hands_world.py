@@ -112,7 +112,10 @@ class FakeVm:
     agent: Process | None = None
     bus: SimulatedBus | None = None
     mounted: set[str] = field(default_factory=set)
+    mounted_with: dict[str, dict[str, Any]] = field(default_factory=dict)  # disk → what the last mount_disk said
+    filesystem_mib: dict[str, int] = field(default_factory=dict)  # as large as its disk was when it was mounted (again)
     spec: InstanceSpec | None = None
+    asked: list[str] = field(default_factory=list)  # methods, but pings
     drained: bool = False
     frozen: bool = False
     life: int = 0
@@ -189,6 +192,8 @@ class FakeVm:
                 await bus.publish(reply_to, payload)
 
     def _answer(self, method: str, arguments: tuple[Any, ...]) -> bytes:
+        if method != "ping":
+            self.asked.append(method)
         match method:
             case "ping":
                 return envelope.encode_value({"pong": True, "echo": arguments[0]["echo"], "boot_id": "b"})
@@ -196,6 +201,8 @@ class FakeVm:
                 if DiskCid(arguments[0]) not in self.vm.attached:
                     return envelope.encode_exception(f"no device {arguments[0]}")
                 self.mounted.add(arguments[0])
+                self.mounted_with[arguments[0]] = arguments[1]
+                self.filesystem_mib[arguments[0]] = self.world.cloud.disks[DiskCid(arguments[0])].size_mib
                 return envelope.encode_value("")
             case "unmount_disk":
                 self.mounted.discard(arguments[0])
@@ -289,6 +296,8 @@ class HandsWorld:
         self.policy = policy()
         self.cannot_tell = ""
         self.meltdowns: dict[str, str] = {}
+        self.clock_ahead_seconds = 0.0
+        """Added to the wall clock: an hour of it passes at once, without an hour of heartbeats."""
         self._ids = 0
         self._monitors = 0
 
@@ -312,7 +321,7 @@ class HandsWorld:
         return f"id{self._ids}"
 
     def unix_time(self) -> float:
-        return UNIX_EPOCH + self.loop.time()
+        return UNIX_EPOCH + self.loop.time() + self.clock_ahead_seconds
 
     # Monitors.
 

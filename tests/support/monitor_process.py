@@ -14,15 +14,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from healthmonitor.clouds.registry import build_cloud
-
 from healthmonitor.__main__ import configure_logging
 from healthmonitor.clouds.cloud import Cloud, FenceProof, Unfenced
+from healthmonitor.clouds.registry import build_cloud
 from healthmonitor.configuration_file import load_configuration
 from healthmonitor.core.configuration import CloudConfiguration
 from healthmonitor.service import Service
-from healthmonitor.systemd_notify import SystemdNotify
 from protocol.ids import VmCid
+from protocol.systemd_notify import SystemdNotify
 
 
 class LyingCloud:
@@ -70,8 +69,10 @@ def main() -> None:
     arguments = parser.parse_args()
     configure_logging("debug")
 
+    loaded = load_configuration(arguments.config)
+
     def build(configuration: CloudConfiguration) -> Cloud:
-        real = build_cloud(configuration)
+        real = build_cloud(configuration, Path(loaded.configuration.state_dir))
         if arguments.lying_fence is None:
             return real
         lying: Any = LyingCloud(real, arguments.lying_fence)
@@ -79,7 +80,7 @@ def main() -> None:
 
     async def run() -> None:
         service = Service(
-            load_configuration(arguments.config),
+            loaded,
             arguments.config,
             SystemdNotify(os.environ),
             build=build,

@@ -51,7 +51,7 @@ class Machines:
 
 @contextlib.asynccontextmanager
 async def machines(
-    directory: Path, name: CloudName, sizes: Sequence[tuple[int, int]] = ((1, 384),)
+    directory: Path, name: CloudName, sizes: Sequence[tuple[int, int]] = ((1, 512),)
 ) -> AsyncIterator[Machines]:
     """`sizes`: (cpus, memory in MiB) to have warm templates for. Every VM is ended afterwards."""
     await asyncio.to_thread(build_stemcell)

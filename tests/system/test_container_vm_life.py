@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from healthmonitor.clouds.docker import DockerCloud, DockerOptions
 from protocol import heartbeat
@@ -100,7 +101,7 @@ class Inside:
         return found
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def inside(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Inside]:
     await asyncio.to_thread(vms.build_stemcell)
     directory = tmp_path_factory.mktemp("containers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import signal
 import sys
@@ -23,6 +24,7 @@ from healthmonitor.clouds.cloud import (
     Power,
     Unfenced,
 )
+from healthmonitor.clouds.local_store import LocalStore, Stage
 from protocol import heartbeat, subjects
 from protocol.bus import Message
 from protocol.heartbeat import EngineState, Heartbeat
@@ -178,6 +180,33 @@ async def test_ports_are_forwarded_to_one_vm(bench: QemuBench) -> None:
     await bench.cloud.create_vm(second)
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.close()
+
+
+async def test_a_creation_that_only_missed_its_end_changes_nothing(bench: QemuBench, tmp_path: Path) -> None:
+    """The VM runs and its port is forwarded, and only the note of it was lost: repeating leaves the process alone."""
+    asked = vm_request(bench, "k", cloud_properties={"forward_ports": [f"{free_port()}:6379"]})
+    vm = await bench.cloud.create_vm(asked)
+    store = LocalStore(tmp_path / "cloud/qemu")
+    record = store.read_vm(vm)
+    assert record is not None
+    before = qemu_process.find(store.vm_directory(vm) / "qemu.pid")
+    await store.write_vm(dataclasses.replace(record, stage=Stage.CREATING))
+    assert await bench.another().create_vm(asked) == vm
+    assert [found.pid for found in qemu_process.find(store.vm_directory(vm) / "qemu.pid")] == [before[0].pid]
+    assert store.read_vm(vm) == record
+
+
+async def test_a_console_does_not_grow_without_end(bench: QemuBench) -> None:
+    """What is too long is cut to its younger half, and QEMU goes on writing behind it."""
+    vm = await bench.cloud.create_vm(vm_request(bench, "k"))
+    await bench.booted(vm)
+    with bench.cloud.console(vm).open("ab") as console:
+        console.write(b"x" * qemu_machine.CONSOLE_MAX_BYTES + b"the end")
+    await bench.cloud.observe(vm)
+    kept = bench.cloud.console(vm).read_bytes()
+    assert len(kept) == qemu_machine.CONSOLE_MAX_BYTES // 2
+    assert kept.endswith(b"the end")
+    assert (await bench.cloud.observe(vm)).power is Power.RUNNING
 
 
 @pytest.mark.parametrize(

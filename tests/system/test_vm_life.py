@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from healthmonitor.clouds.cloud import DiskHeld
 from protocol.ids import CloudName, DiskCid, VmCid
@@ -41,7 +42,7 @@ update: {{canaries: 1, max_in_flight: 1, canary_watch_time: {watch}, update_watc
 instance_groups:
   - name: db
     instances: 1
-    vm: {{cpus: 1, memory: 384MiB, cloud_properties: {{forward_ports: ["127.0.0.1:{self.redis_port}:6379"]}}}}
+    vm: {{cpus: 1, memory: 512MiB, cloud_properties: {{forward_ports: ["127.0.0.1:{self.redis_port}:6379"]}}}}
     persistent_disks: {{data: 128MiB}}
     containers:
       redis:
@@ -52,7 +53,7 @@ instance_groups:
         healthcheck: {{test: ["CMD", "redis-cli", "ping"], interval: 1s, timeout: 5s, retries: 10, start_period: 30s}}
   - name: web
     instances: 2
-    vm: {{cpus: 1, memory: 384MiB}}
+    vm: {{cpus: 1, memory: 512MiB}}
     containers:
       front:
         image: {web_image}
@@ -94,11 +95,11 @@ instance_groups:
         return sum(1 for _ in await self.centre.events("operation.begun") if "resurrect" in str(_["fields"]))
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     directory = tmp_path_factory.mktemp("site")
     async with (
-        vms.machines(directory, CloudName("local"), sizes=((1, 384),)) as machines,
+        vms.machines(directory, CloudName("local"), sizes=((1, 512),)) as machines,
         centre(directory / "centre", machines.yaml) as running,
     ):
         site = Site(running, machines, free_port())

@@ -15,9 +15,12 @@ from healthmonitor.clouds.build_tools import BuildFailed
 from healthmonitor.clouds.guest_settings import for_guest, loopback_ports
 from healthmonitor.clouds.image_archive import Contents, Healthcheck, ImageConfig, build_archive, tags_of
 from healthmonitor.clouds.initrd import Entry, load_order, newc
+from healthmonitor.clouds.local_store import LocalStore
 from healthmonitor.clouds.qemu import QemuCloud
 from healthmonitor.clouds.qemu_machine import Accel, Machine, parse_forward
+from healthmonitor.clouds.qemu_template import Templates
 from healthmonitor.clouds.registry import build_cloud, option_errors
+from healthmonitor.clouds.stemcell import Stemcell, StemcellManifest
 from healthmonitor.core.configuration import CloudConfiguration
 from healthmonitor.core.located_yaml import ManifestErrors
 from protocol import codec
@@ -89,6 +92,22 @@ def test_vms_of_one_size_have_the_same_hardware() -> None:
     assert here != qemu_machine.arguments(
         Machine(2, 512, Accel.TCG, machine.kernel, machine.initrd), "qemu", Path("/vms/a")
     )
+
+
+async def test_superseded_templates_are_removed(tmp_path: Path) -> None:
+    """The current one of a size stays, and those that VMs go back to; other sizes are not touched."""
+    store = LocalStore(tmp_path)
+    templates = Templates(store, "qemu", "qemu-img", "7.2")
+    stemcell = Stemcell(StemcellManifest("debian", "new"), tmp_path)
+    machine = Machine(1, 512, Accel.TCG, Path("/s/vmlinuz"), Path("/s/initrd"))
+    current = templates.key(machine, stemcell)
+    purposes = dict.fromkeys((current, "old", "used"), "debian cpus=1 memory=512 accel=tcg")
+    purposes |= {"large": "debian cpus=1 memory=1024 accel=tcg", "other": "web cpus=1 memory=512 accel=tcg"}
+    for key, purpose in purposes.items():
+        (store.templates / key).mkdir()
+        (store.templates / key / "stemcell").write_text(purpose)
+    assert await templates.remove_superseded(machine, stemcell, frozenset({"used"})) == ["old"]
+    assert {path.name for path in store.templates.iterdir()} == set(purposes) - {"old"}
 
 
 @pytest.mark.parametrize(

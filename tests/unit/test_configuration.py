@@ -92,6 +92,9 @@ WRONG: list[tuple[str, int, str]] = [
     ("clouds:\n  lo.cal: {provider: qemu}", 2, "no cloud's name"),
     ("clouds: [qemu]", 1, "found a list"),
     ("channels:\n  - {name: a}", 2, "type is missing"),
+    ("channels:\n  - {name: a, type: log}\n  - {name: b, type: pigeon}", 3, "one of log"),
+    ("http:\n  reader_token_file: t", 2, "needs token_file beside it"),
+    ("http:\n  reader_token: t", 2, "write reader_token_file"),
     ("channels:\n  - {name: a, type: log}\n  - {name: a, type: log}", 3, "names are unique"),
     ("maintenance:\n  - {start: tomorrow, end: later}", 2, "is no moment"),
     ("maintenance:\n  - {start: '2026-12-01T22:00:00', end: '2026-12-02T22:00:00Z'}", 2, "with its offset"),
@@ -138,14 +141,14 @@ bus:
   system_password_file: secrets/sys
   replicas: 3
 agents: {bus_urls: [tls://nats:4222], user: agents, password_file: secrets/agents}
-http: {listen: "0.0.0.0:8080", token_file: secrets/token}
+http: {listen: "0.0.0.0:8080", token_file: secrets/token, reader_token_file: secrets/reader}
 heartbeat: {interval: 10s}
 resurrector: {enabled: true, hourly_budget: 5}
 meltdown: {share: 50%, maximum_count: 4}
 events: {keep: 500, keep_size: 1MiB}
 clouds:
-  local: {provider: qemu, directory: /srv, ports: [1, 2]}
-channels: [{name: mail, type: email, options: {to: [a@b]}}]
+  local: {provider: qemu, directory: /srv, accel: tcg}
+channels: [{name: book, type: log, options: {to: [a@b]}}]
 maintenance:
   - {start: "2026-12-01T22:00:00Z", end: "2026-12-02T00:00:00+01:00", reason: storage}
   - {day: sunday, at: "23:00", for: 2h}
@@ -166,11 +169,13 @@ def test_every_part_of_a_configuration_is_read() -> None:
         replicas=3,
     )
     assert found.agents == AgentsConfiguration(("tls://nats:4222",), "agents", "/etc/resurgam/secrets/agents")
-    assert found.http == HttpConfiguration("0.0.0.0", 8080, "/etc/resurgam/secrets/token")
+    assert found.http == HttpConfiguration(
+        "0.0.0.0", 8080, "/etc/resurgam/secrets/token", "/etc/resurgam/secrets/reader"
+    )
     local = CloudName("local")
-    assert found.clouds == {local: CloudConfiguration(local, "qemu", {"directory": "/srv", "ports": [1, 2]})}
+    assert found.clouds == {local: CloudConfiguration(local, "qemu", {"directory": "/srv", "accel": "tcg"})}
     assert found.clouds[local].lines["directory"] == (21, 38)
-    assert found.channels == (ChannelConfiguration("mail", "email", {"to": ["a@b"]}),)
+    assert found.channels == (ChannelConfiguration("book", "log", {"to": ["a@b"]}),)
     assert found.maintenance == (
         OnceWindow(1796162400.0, 1796166000.0, "storage"),
         WeeklyWindow(6, 23 * 3600, 7200.0),
@@ -273,7 +278,8 @@ def test_every_key_is_documented() -> None:
         assert row in lines, "python -m tests.support.configuration_tables prints what should stand there"
     rows = {row[0]: row[1] for row in re.findall(r"^\| `([a-z_.]+)` \| ([^|]*) \|", text, re.MULTILINE)}
     known = {f"{section.name}.{key.name}" for section in SECTIONS for key in section.keys}
-    known |= {f"bus.{key}" for key in configuration_module.BUS_KEYS} | {"http.listen", "http.token_file"}
+    known |= {f"bus.{key}" for key in configuration_module.BUS_KEYS}
+    known |= {f"http.{key}" for key in configuration_module.HTTP_KEYS}
     known |= {f"agents.{key}" for key in ("bus_urls", "user", "password_file", "ca_file")}
     known |= {"preset", "monitor", "state_dir", "log_level", "clouds", "channels", "maintenance"}
     assert set(rows) == known
@@ -325,7 +331,7 @@ def test_maintenance_windows_open_and_close(now: int, is_open: bool) -> None:
 
 def write_secrets(directory: Path, mode: int = 0o600) -> None:
     (directory / "secrets").mkdir()
-    for name in ("bus", "sys", "agents", "token"):
+    for name in ("bus", "sys", "agents", "token", "reader"):
         path = directory / "secrets" / name
         path.write_text(f"{name}-secret\n")
         path.chmod(mode)
@@ -342,6 +348,7 @@ def test_secrets_are_read_from_their_files(tmp_path: Path) -> None:
     assert (loaded.agent_bus.user, loaded.agent_bus.password) == ("agents", "agents-secret")
     assert loaded.agent_bus.urls == ("tls://nats:4222",)
     assert loaded.secrets.http_token == "token-secret"
+    assert loaded.secrets.http_reader_token == "reader-secret"
     assert "secret\n" not in repr(loaded)
     assert "bus-secret" not in repr(loaded)
 
@@ -366,6 +373,27 @@ def test_a_secret_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
     write_secrets(tmp_path, 0o644)
     with pytest.raises(ManifestErrors, match="chmod 600"):
         load_configuration(tmp_path / "c.yml")
+
+
+def test_a_reader_is_not_given_the_token_of_an_admin(tmp_path: Path) -> None:
+    """Two files with one token: whoever may look could change everything."""
+    write_secrets(tmp_path)
+    (tmp_path / "secrets/reader").write_text("token-secret")
+    with pytest.raises(ManifestErrors, match=r"c\.yml:14.*reader_token_file: holds the same token"):
+        load_configuration(tmp_path / "c.yml")
+
+
+def test_wrong_options_of_clouds_are_found_together_with_the_secrets(tmp_path: Path) -> None:
+    """Whoever loads it, at the start, for a check or a reload: each cloud's options are judged, with their lines."""
+    write_secrets(tmp_path)
+    (tmp_path / "secrets/token").unlink()
+    path = tmp_path / "c.yml"
+    path.write_text(path.read_text().replace("accel: tcg", "acel: tcg"))
+    with pytest.raises(ManifestErrors) as caught:
+        load_configuration(path)
+    found = {error.path: (error.line, error.message) for error in caught.value.errors}
+    assert found["clouds.local.acel"] == (20, "qemu has no such option; did you mean accel?")
+    assert found["http.token_file"][0] == 14
 
 
 def test_a_configuration_that_cannot_be_read_says_so(tmp_path: Path) -> None:

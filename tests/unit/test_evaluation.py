@@ -266,7 +266,9 @@ def test_strangers_are_reported_after_a_while_and_old_vms_as_what_they_are() -> 
     )
     fresh = AgentView(AgentId("b"), Verdict.ALIVE, "", Glance(), 0, 0, 5)
     old = AgentView(AgentId("c"), Verdict.ALIVE, "", Glance(resurgam=HEARD), 0, 0, 5)
-    found = {(each.kind, each.subject): each for each in evaluate_strangers([bosh, fresh, old], POLICY)}
+    # Replaced, fenced and deleted: its last word is older than a lease, so it does not speak.
+    gone = AgentView(AgentId("d"), Verdict.ALIVE, "", Glance(resurgam=HEARD), 20, POLICY.liveness.lease_seconds, 54)
+    found = {(each.kind, each.subject): each for each in evaluate_strangers([bosh, fresh, old, gone], POLICY)}
     assert set(found) == {("agent_stranger", "a"), ("job_failing", "a"), ("agent_duplicate", "c")}
     assert found["agent_duplicate", "c"].severity is Severity.ALERT
 

@@ -136,6 +136,11 @@ CHANGES: list[tuple[str, InstanceGroup, Verb, str]] = [
     ("dropped disk", replace(GROUP, disks=()), Verb.UPDATE,
      "disk data: no longer used; it is kept, with its data, as an orphan"),
     ("mount options", replace(GROUP, disks=(DiskRequirement(DATA, 1024, mount_options=("noatime",)),)), Verb.UPDATE,
+     "disk data: mount options none → noatime; from its next mount on: a mounted disk is left as it is until its VM"
+     " restarts or is recreated"),
+    ("mount options of a new VM",
+     replace(GROUP, vm=VmSize(2, 1024, {"zone": "a"}),
+             disks=(DiskRequirement(DATA, 1024, mount_options=("noatime",)),)), Verb.RECREATE,
      "disk data: mount options none → noatime"),
     ("isolation", replace(GROUP, on_isolation=OnIsolation.STOP), Verb.UPDATE, "on_isolation: keep → stop"),
     ("networks", replace(GROUP, networks=("back",)), Verb.UPDATE, "networks: none → back"),

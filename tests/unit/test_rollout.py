@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from healthmonitor.core import operation as rules
-from healthmonitor.core.manifest import InstanceGroup, UpdatePolicy, VmSize
+from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, UpdatePolicy, VmSize
+from healthmonitor.core.planning import operation_kind
 from healthmonitor.core.records import (
     DeploymentRecord,
     Hold,
@@ -18,8 +19,8 @@ from healthmonitor.core.records import (
     Step,
     VmBinding,
 )
-from healthmonitor.core.rollout import Adopt, Create, DeploymentGone, Move, Remove, RolloutDecision, change_kind, decide
-from protocol.ids import AgentId, CloudName, Generation, InstanceId, OperationId, Revision, VmCid
+from healthmonitor.core.rollout import Adopt, Create, DeploymentGone, Move, Remove, RolloutDecision, decide
+from protocol.ids import AgentId, CloudName, DiskName, Generation, InstanceId, OperationId, Revision, VmCid
 from tests.support.hands_world import UNIX_EPOCH, deployment, group, place
 
 NOW = UNIX_EPOCH + 10.0
@@ -274,10 +275,26 @@ KINDS = [
     (group(vm=VmSize(cpus=2), image="redis:8"), OperationKind.RECREATE),
     (group(update=UpdatePolicy(canaries=0)), None),
     (group(instances=9), None),
+    (group(disks={"data": 2048}), OperationKind.UPDATE),
+    # The properties of a disk count only when it is made: nothing can be done about the one that is there.
+    (replace(group(), disks=(DiskRequirement(DiskName("data"), 1024, cloud_properties={"type": "fast"}),)), None),
 ]
 
 
 @pytest.mark.parametrize(("new", "kind"), KINDS)
 def test_what_a_change_takes(new: InstanceGroup, kind: OperationKind | None) -> None:
     """In place where the VM stays the same, anew where it does not, nothing where it does not see it."""
-    assert change_kind(group(), new) is kind
+    assert operation_kind(group(), new) is kind
+
+
+@pytest.mark.parametrize(("new", "kind"), KINDS)
+def test_the_rollout_does_what_a_change_takes(new: InstanceGroup, kind: OperationKind | None) -> None:
+    """An instance is moved by that kind of operation; when it takes none, the new group is only noted."""
+    site = Site()
+    site.deploy(deployment(group()))
+    site.settle()
+    site.deploy(deployment(replace(new, instances=1), revision=2))
+    acts = site.round().acts
+    assert [act.kind for act in acts if isinstance(act, Move)] == ([] if kind is None else [kind])
+    adopted = [act.record.group for act in acts if isinstance(act, Adopt)]
+    assert adopted == ([replace(new, instances=1)] if kind is None else [])

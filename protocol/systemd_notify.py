@@ -1,4 +1,4 @@
-"""systemd's notification protocol, sd_notify(3): ready, alive, stopping.
+"""systemd's notification protocol, sd_notify(3), as agent and monitor speak it: ready, alive, stopping.
 
 Law: without systemd every call does nothing.
 """
@@ -26,11 +26,8 @@ class SystemdNotify:
     def ready(self, status: str) -> None:
         self._send(f"READY=1\nSTATUS={_one_line(status)}")
 
-    def status(self, status: str) -> None:
-        self._send(f"STATUS={_one_line(status)}")
-
-    def alive(self) -> None:
-        self._send("WATCHDOG=1")
+    def alive(self, status: str = "") -> None:
+        self._send(f"WATCHDOG=1\nSTATUS={_one_line(status)}" if status else "WATCHDOG=1")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
