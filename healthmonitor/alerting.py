@@ -126,7 +126,7 @@ class Alerting:
     # What the monitor tells.
 
     def see(self, incident: Incident) -> None:
-        """It is written down; now it is to be told. Before the desk is loaded there is no need: it reads the journal."""
+        """It is written down; now it is to be told. Until the desk is loaded there is no need: it reads the journal."""
         if self.desk is not None and incident.kind != BUS_LOST:
             self.desk.see(incident)
             self._woken.set()
@@ -290,9 +290,8 @@ class Alerting:
 
     def idle(self) -> bool:
         """Nothing waits: for tests."""
-        return (self.desk is None or self.desk.untold() == 0) and all(
-            not line.waiting() for line in self._lines.values()
-        )
+        told = self.desk is None or self.desk.untold() == 0
+        return told and all(not line.waiting() for line in self._lines.values())
 
     async def _turn(self) -> float:
         """Returns after how many seconds the next is due."""

@@ -342,10 +342,8 @@ def digest(notifications: list[Notification], at: float, rows_max: int) -> Notif
         for item in each.items:
             kinds[item.incident.kind] += 1
             rows[item.incident.key] = item
-    worst = sorted(
-        rows.values(), key=lambda item: (item.incident.resolved_at is not None, item.incident.severity.value)
-    )
-    listed = tuple(worst[:rows_max])
+    worst_first = sorted(rows.values(), key=_how_bad)
+    listed = tuple(worst_first[:rows_max])
     what = ", ".join(f"{count} {name}" for name, count in transitions.most_common()) or "earlier digests"
     of = ", ".join(f"{kind_in_words(kind)} ({count})" for kind, count in kinds.most_common(4))
     first, last = notifications[0], notifications[-1]
@@ -361,6 +359,10 @@ def digest(notifications: list[Notification], at: float, rows_max: int) -> Notif
         site=first.site,
         link=first.link,
     )
+
+
+def _how_bad(item: Item) -> tuple[bool, int]:
+    return item.incident.resolved_at is not None, item.incident.severity.value
 
 
 _BEGINNINGS = frozenset({Transition.OPENED, Transition.ESCALATED})

@@ -132,7 +132,6 @@ class Journal:
     def incidents(self) -> Mapping[str, Incident]:
         return {incident.key: incident for incident in self._incidents.values.values()}
 
-<<<<<<< HEAD
     async def read_incidents(self) -> Mapping[str, Incident]:
         """From the bus, without touching what is in memory, which may be older; what cannot be read is left out."""
         read: dict[str, Incident] = {}
@@ -146,11 +145,10 @@ class Journal:
 
     def silences(self) -> Mapping[str, Silence]:
         return dict(self._silences.values)
-=======
+
     def orphans(self) -> Mapping[tuple[CloudName, str], OrphanDisk]:
         """Disks that no instance uses, by cloud and key."""
         return {(orphan.cloud, orphan.key): orphan for orphan in self._orphans.values.values()}
->>>>>>> main
 
     def switches(self) -> Switches:
         return self._switches.values.get(SWITCHES, Switches())

@@ -50,14 +50,12 @@ class MonitorMetrics(Collector):
         yield _gauge("resurgam_loop_lag_seconds", "How late the last turn came", monitor.lag_seconds)
         yield _gauge("resurgam_turn_longest_seconds", "The longest turn so far", monitor.longest_turn_seconds)
         yield _gauge("resurgam_turn_age_seconds", "Since the last turn", self._loop.time() - monitor.last_turn_at)
+        channels = monitor.alerting.channels()
         yield _gauge(
-            "resurgam_channels_failing",
-            "Channels that cannot deliver",
-            sum(channel.failing for channel in monitor.alerting.channels()),
+            "resurgam_channels_failing", "Channels that cannot deliver", sum(each.failing for each in channels)
         )
-        yield _gauge(
-            "resurgam_notifications_waiting", "Not delivered yet", sum(c.waiting for c in monitor.alerting.channels())
-        )
+        waiting = sum(each.waiting for each in channels)
+        yield _gauge("resurgam_notifications_waiting", "Notifications that no receiver has taken yet", waiting)
         yield _counter("resurgam_turns", "Turns of the loop", monitor.turns)
         yield _counter("resurgam_notifications_dropped", "Lines were full", monitor.notifier.overflowed)
         heartbeats = CounterMetricFamily("resurgam_heartbeats", "Heartbeats received", labels=["what"])

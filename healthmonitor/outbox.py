@@ -32,7 +32,7 @@ THREADS_MAX_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """An entry of the queue: a letter (`notification` is given), or the mark that one of a letter's channels is done."""
+    """An entry of the queue: a letter (`notification` is given), or the mark that one of its channels is done."""
 
     notification: Notification | None = None
     channels: tuple[str, ...] = ()
