@@ -7,9 +7,12 @@ them.
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from healthmonitor.channels.build import channel_errors
 from healthmonitor.clouds.registry import option_errors
 from healthmonitor.core.configuration import Configuration, parse_configuration
 from healthmonitor.core.located_yaml import ManifestError, ManifestErrors
@@ -78,6 +81,7 @@ def load_configuration(path: Path) -> LoadedConfiguration:
     configuration = parse_configuration(payload, file, str(path.absolute().parent))
     errors = [error for cloud in configuration.clouds.values() for error in option_errors(cloud, file)]
     secrets = _secrets(configuration, errors)
+    errors += channel_errors(configuration.channels, file, time.time, os.environ)
     if errors:
         raise ManifestErrors(errors)
     return LoadedConfiguration(configuration, secrets)

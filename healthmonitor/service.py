@@ -15,7 +15,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -24,6 +24,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from healthmonitor.agent_client import AgentClient
 from healthmonitor.api import Api, ApiParts, Role
 from healthmonitor.api_server import ApiServer
+from healthmonitor.channels.build import build_channels
+from healthmonitor.channels.channel import Channel
 from healthmonitor.channels.log import LogChannel
 from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.clouds.registry import LOCAL_PROVIDERS, build_cloud, stemcell_directory
@@ -33,6 +35,7 @@ from healthmonitor.core.configuration import CloudConfiguration, Configuration, 
 from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.core.maintenance import open_window
+from healthmonitor.core.notifying.desk import Rules
 from healthmonitor.core.records import InstanceRecord, VmBinding
 from healthmonitor.ears import SystemEvents
 from healthmonitor.journal import Journal
@@ -135,7 +138,8 @@ class Service:
             journal=journal,
             agents=agents,
             clouds=clouds,
-            channels=(LogChannel(),),
+            channels=self._channels(self._loaded),
+            rules=_rules(configuration),
             resurrector=resurrector,
             leadership=leadership,
             policy=policy,
@@ -225,14 +229,23 @@ class Service:
     def _reload(self, monitor: Monitor, resurrector: Resurrector) -> None:
         try:
             loaded = load_configuration(self._path)
+            channels = self._channels(loaded)
         except ManifestErrors as errors:
             log.error("configuration not reloaded, the former one holds", errors=str(errors).splitlines())
             return
         needing_restart = differences_needing_restart(self.configuration, loaded.configuration)
         self._loaded = loaded
         monitor.set_policy(loaded.configuration.policy)
+        monitor.alerting.set_channels(channels, _rules(loaded.configuration))
         resurrector.set_policy(loaded.configuration.policy)
         log.info("configuration reloaded", needs_restart=list(needing_restart) or None)
+
+    def _channels(self, loaded: LoadedConfiguration) -> Sequence[Channel]:
+        """Without any configured, the log is the channel. Raises ManifestErrors."""
+        configuration = loaded.configuration
+        if not configuration.channels:
+            return [LogChannel("log")]
+        return build_channels(configuration.channels, str(self._path), time.time, os.environ)
 
     # What the parts ask for; a reload changes the answers.
 
@@ -256,6 +269,11 @@ class Service:
             for name, cloud in self.configuration.clouds.items()
             if cloud.provider in LOCAL_PROVIDERS
         }
+
+
+def _rules(configuration: Configuration) -> Rules:
+    names = tuple(channel.name for channel in configuration.channels)
+    return Rules(configuration.routes, names, configuration.maintenance)
 
 
 def new_id() -> str:

@@ -17,6 +17,8 @@ from healthmonitor.core.addresses import is_loopback, read_listen, read_urls
 from healthmonitor.core.configuration_keys import PRESETS, SECTIONS, Key, Kind
 from healthmonitor.core.located_yaml import Report, read_yaml
 from healthmonitor.core.maintenance import Window, read_windows
+from healthmonitor.core.notifying.route_file import read_routes, read_zone
+from healthmonitor.core.notifying.routing import Route
 from healthmonitor.core.policy import Policy
 from healthmonitor.core.units import MIB, duration_text
 from healthmonitor.core.yaml_places import Place
@@ -27,7 +29,8 @@ DEFAULT_BUS_URL = "nats://127.0.0.1:4222"
 DEFAULT_STATE_DIRECTORY = "/var/lib/resurgam"
 PROVIDERS = ("qemu", "docker")
 """Those of `healthmonitor/clouds/registry.py`; a test keeps the two equal."""
-CHANNEL_TYPES = ("log",)
+CHANNEL_TYPES = ("log", "email", "pagerduty", "webhook", "alertmanager", "apprise", "exec")
+"""Those of `healthmonitor/channels/build.py`; a test keeps the two equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class Configuration:
     policy: Policy = field(default_factory=Policy)
     clouds: Mapping[CloudName, CloudConfiguration] = field(default_factory=dict)
     channels: tuple[ChannelConfiguration, ...] = ()
+    zone: str = "UTC"  # of hours in routes
+    routes: tuple[Route, ...] = ()
     maintenance: tuple[Window, ...] = ()
     lines: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
     """Where `bus.password_file` and the like stand, for errors that the shell finds."""
@@ -108,6 +113,8 @@ def parse_configuration(text: str | bytes, file: str, directory: str = "/etc/res
     paths = _Paths(directory)
     bus = _bus(fields["bus"], paths) if "bus" in fields else BusConfiguration()
     agents = _agents(fields["agents"], paths) if "agents" in fields else AgentsConfiguration(bus_urls=bus.urls)
+    channels = _channels(fields["channels"]) if "channels" in fields else ()
+    zone = read_zone(fields["zone"]) if "zone" in fields else "UTC"
     configuration = Configuration(
         file=file,
         monitor=_monitor(fields["monitor"]) if "monitor" in fields else "hm",
@@ -120,7 +127,9 @@ def parse_configuration(text: str | bytes, file: str, directory: str = "/etc/res
         http=_http(fields["http"], paths) if "http" in fields else HttpConfiguration(),
         policy=_policy(fields),
         clouds=_clouds(fields["clouds"], paths) if "clouds" in fields else {},
-        channels=_channels(fields["channels"]) if "channels" in fields else (),
+        channels=channels,
+        zone=zone,
+        routes=read_routes(fields["routes"], [each.name for each in channels], zone) if "routes" in fields else (),
         maintenance=read_windows(fields["maintenance"]) if "maintenance" in fields else (),
         lines=paths.lines,
     )
@@ -260,6 +269,7 @@ def _policy(fields: Mapping[str, Place]) -> Policy:
         resurrection=replace(base.resurrection, **values["resurrection"]),
         incidents=replace(base.incidents, **values["incidents"]),
         leadership=replace(base.leadership, **values["leadership"]),
+        alerts=replace(base.alerts, **values["alerts"]),
     )
     _check(policy, given)
     return policy
@@ -311,6 +321,11 @@ def _check(policy: Policy, given: Mapping[str, Place]) -> None:
         )
     if policy.meltdown.maximum_count < policy.meltdown.minimum_count:
         add("maximum_count must be at least minimum_count", "meltdown.maximum_count", "meltdown.minimum_count")
+    alerts = policy.alerts
+    if alerts.retry_longest_seconds < alerts.retry_first_seconds:
+        add("retry_longest must be at least retry_first", "alerts.retry_longest", "alerts.retry_first")
+    if alerts.group_longest_seconds < alerts.group_wait_seconds:
+        add("group_longest must be at least group_wait", "alerts.group_longest", "alerts.group_wait")
     if policy.resurrection.retry_longest_seconds < policy.resurrection.retry_first_seconds:
         add("retry_longest must be at least retry_first", "resurrector.retry_longest", "resurrector.retry_first")
 
@@ -371,6 +386,8 @@ TOP_KEYS = (
     *(section.name for section in SECTIONS),
     "clouds",
     "channels",
+    "zone",
+    "routes",
     "maintenance",
 )
 HTTP_KEYS = ("listen", "token_file", "reader_token_file")
@@ -400,6 +417,12 @@ TOP_REFUSED = {
     "plugins": "write channels",
     "director": "there is none: the monitor holds the deployments",
     "intervals": "write heartbeat: {interval: …, lease: …}",
+    "route": "write routes: [{channels: [NAME]}]",
+    "receivers": "write channels",
+    "quiet_hours": "write quiet in a route",
+    "escalation": "write escalate in a route",
+    "escalate": "write escalate in a route",
+    "timezone": "write zone",
     "cloud": "write clouds: {NAME: {provider: …}}",
     "agents_bus_urls": "write agents: {bus_urls: […]}",
 }

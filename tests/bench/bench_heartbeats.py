@@ -189,7 +189,7 @@ async def monitored(url: str, agents: int) -> Heard:
         journal=Expected(agents),
         agents=client,
         clouds={},
-        channels=[LogChannel()],
+        channels=[LogChannel("log")],
         resurrector=Idle(),
         leadership=Idle(),
         policy=Policy(),

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from healthmonitor.agent_client import AgentClient
-from healthmonitor.channels.channel import Transition
+from healthmonitor.channels.channel import Notification, Receipt, Transition
 from healthmonitor.clouds.cloud import Cloud, Power, VmObservation
 from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.judgement import Judgement, Verdict
@@ -155,8 +155,12 @@ class RecordingChannel:
     def __init__(self) -> None:
         self.told: list[tuple[str, Transition]] = []
 
-    async def notify(self, incident: Incident, transition: Transition) -> None:
-        self.told.append((incident.key, transition))
+    async def deliver(self, notification: Notification) -> Receipt:
+        self.told.extend((item.incident.key, notification.transition) for item in notification.items)
+        return Receipt("written down")
+
+    async def close(self) -> None:
+        """Nothing to close."""
 
 
 class RecordingResurrector:
