@@ -108,7 +108,9 @@ class EmailChannel:
             raise ChannelUnavailable(f"{self._where} did not take the mail within {seconds:g} s") from None
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             # ValueError: a reply that is no SMTP.
-            text = self._clean(str(error)) or type(error).__name__
+            text = self._clean(str(error))
+            if not text or text.endswith(":"):
+                text += type(error.__cause__ or error).__name__
             advice = "; name its authority with ca_file" if "CERTIFICATE_VERIFY_FAILED" in text else ""
             raise ChannelUnavailable(f"{self._where}: {text}{advice}") from None
 

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import ssl
+import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
@@ -170,6 +171,11 @@ class MailServer:
 
     def _protocol(self) -> SMTP:
         wanted = self.tls is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it does not know that it speaks TLS from the first byte
+            return self._make(wanted)
+
+    def _make(self, wanted: bool) -> SMTP:
         return SMTP(
             self,
             hostname="mail.test",
