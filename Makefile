@@ -12,13 +12,16 @@ PYTEST := $(PYTHON) -m pytest
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down test quick lint fast docker vm bench clean setup setup-python
+.PHONY: help demo down test quick lint fast docker servers vm bench clean setup setup-python setup-test
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 setup:
 	@tools/setup.sh vms
+
+setup-test:
+	@tools/setup.sh test
 
 setup-python:
 	@tools/setup.sh python
@@ -32,7 +35,7 @@ down:
 	else echo "nothing was started by make demo"; fi
 	@if [ -d .resurgam ]; then $(SUDO) rmdir --ignore-fail-on-non-empty .resurgam; fi
 
-test: setup lint fast docker vm
+test: setup-test lint fast servers docker vm
 
 quick: setup-python lint fast
 
@@ -43,7 +46,10 @@ lint:
 	.venv/bin/lint-imports
 
 fast:
-	$(PYTEST) -n 2 -m "not docker and not vm" --ignore=tests/bench
+	$(PYTEST) -n 2 -m "not docker and not vm and not servers" --ignore=tests/bench
+
+servers:
+	$(SUDO) $(PYTEST) -m servers --ignore=tests/bench
 
 docker:
 	$(SUDO) $(PYTEST) -m "docker and not vm" --ignore=tests/bench

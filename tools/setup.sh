@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh python   what the command and the quick tests need: Python with venv
 #   tools/setup.sh vms      also what VMs and stemcells need: QEMU, mmdebstrap, Docker Engine, file system tools
+#   tools/setup.sh test     also what the whole test suite needs: Postfix and Alertmanager (Debian starts both)
 #
 # What is there already is left alone. What is missing is installed through apt where this user may do that; where not,
 # the exact command is printed and the script ends with 4.
@@ -27,6 +28,11 @@ if command -v python3 >/dev/null 2>&1; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 else
     missing="$missing python3-venv"
+fi
+if [ "$wanted" = test ]; then
+    need postfix postfix
+    need prometheus-alertmanager prometheus-alertmanager
+    wanted=vms
 fi
 if [ "$wanted" = vms ]; then
     need qemu-system-x86_64 qemu-system-x86
