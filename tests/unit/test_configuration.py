@@ -175,7 +175,7 @@ def test_every_part_of_a_configuration_is_read() -> None:
     local = CloudName("local")
     assert found.clouds == {local: CloudConfiguration(local, "qemu", {"directory": "/srv", "accel": "tcg"})}
     assert found.clouds[local].lines["directory"] == (21, 38)
-    assert found.channels == (ChannelConfiguration("book", "log", {"to": ["a@b"]}),)
+    assert found.channels == (ChannelConfiguration("book", "log"),)
     assert found.maintenance == (
         OnceWindow(1796162400.0, 1796166000.0, "storage"),
         WeeklyWindow(6, 23 * 3600, 7200.0),
