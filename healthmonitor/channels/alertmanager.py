@@ -57,7 +57,7 @@ class AlertmanagerChannel:
     def __init__(self, name: str, settings: AlertmanagerSettings, unix_time: Callable[[], float]) -> None:
         self._name = name
         self._settings = settings
-        secrets = tuple(each for each in (settings.password, settings.token) if each is not None)
+        secrets = tuple(each for each in (settings.password, settings.token, _basic(settings)) if each is not None)
         self._posts = [
             (
                 url.rstrip("/") + PATH,
@@ -183,10 +183,15 @@ def _alert(
 def _authorization(settings: AlertmanagerSettings) -> dict[str, str]:
     if settings.token is not None:
         return {"Authorization": f"Bearer {settings.token.reveal()}"}
-    if settings.password is not None:
-        both = f"{settings.user}:{settings.password.reveal()}".encode()
-        return {"Authorization": f"Basic {base64.b64encode(both).decode()}"}
-    return {}
+    basic = _basic(settings)
+    return {} if basic is None else {"Authorization": f"Basic {basic.reveal()}"}
+
+
+def _basic(settings: AlertmanagerSettings) -> Secret | None:
+    if settings.password is None:
+        return None
+    both = f"{settings.user}:{settings.password.reveal()}".encode()
+    return Secret(base64.b64encode(both).decode())
 
 
 def _is_json(text: str) -> bool:

@@ -78,16 +78,19 @@ class AppriseChannel:
             async with asyncio.timeout(self._timeout_seconds):
                 return await asyncio.shield(result)
         except TimeoutError:
+            self._hanging += 1
+            result.add_done_callback(self._hangs_no_more)
             return f"no answer within {self._timeout_seconds:g} s"
+
+    def _hangs_no_more(self, result: asyncio.Future[str]) -> None:
+        self._hanging -= 1
 
     def _in_thread(self, call: Callable[[], str]) -> asyncio.Future[str]:
         """A daemon thread: one that hangs must not keep the monitor from ending, as an executor's would."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[str] = loop.create_future()
-        self._hanging += 1
 
         def done(why: str) -> None:
-            self._hanging -= 1
             if not result.done():
                 result.set_result(why)
 

@@ -58,6 +58,7 @@ class EmailChannel:
         self._name = name
         self._settings = settings
         self._secrets = (settings.password,) if settings.password else ()
+        self._trust = settings.trust if settings.trust is not None else ssl.create_default_context()
         self._taken = Taken()
 
     @property
@@ -125,7 +126,7 @@ class EmailChannel:
             timeout=settings.timeout_seconds,
             use_tls=settings.tls == "implicit",
             start_tls=settings.tls == "starttls",
-            tls_context=settings.trust if settings.trust is not None else ssl.create_default_context(),
+            tls_context=self._trust,
         )
         try:
             await client.connect()
