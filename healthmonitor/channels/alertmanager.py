@@ -30,7 +30,16 @@ from healthmonitor.channels.channel import (
 from healthmonitor.channels.event import deployment_of
 from healthmonitor.channels.http import HttpPost
 from healthmonitor.channels.options import ChannelType, Option, Sources
-from healthmonitor.channels.rendering import FACTS_MAX, ITEMS_IN_TABLE, block, log_lines, one_line, rfc3339
+from healthmonitor.channels.rendering import (
+    FACTS_MAX,
+    ITEMS_IN_TABLE,
+    KEY_MAX,
+    block,
+    key_text,
+    log_lines,
+    one_line,
+    rfc3339,
+)
 from healthmonitor.channels.secret import Secret
 from healthmonitor.core.addresses import is_loopback
 from healthmonitor.core.records import Severity
@@ -121,10 +130,8 @@ def _of_item(item: Item, notification: Notification, settings: AlertmanagerSetti
 
     def labels(severity: Severity) -> dict[str, str]:
         found = _labels(incident.kind, severity, incident.key, notification, settings)
-        found["instance"] = one_line(incident.subject)
-        if deployment_of(item):
-            found["deployment"] = deployment_of(item)
-        return found
+        more = {"instance": one_line(incident.subject), "deployment": deployment_of(item)}
+        return {**found, **{name: value for name, value in more.items() if value}}
 
     alert = _alert(labels(incident.severity), _annotations(item, notification), incident.opened_at, end, notification)
     if transition not in (Transition.CHANGED, Transition.RESOLVED):
@@ -142,7 +149,7 @@ def _labels(
         **settings.labels,
         "alertname": one_line(alertname),
         "severity": severity.name.lower(),
-        "incident": one_line(key),
+        "incident": key_text(key, KEY_MAX) if key else "",
         "site": one_line(notification.site),
     }
     return {name: value for name, value in labels.items() if value}

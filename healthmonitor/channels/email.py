@@ -167,7 +167,8 @@ def mail(notification: Notification, settings: EmailSettings) -> EmailMessage:
     message["X-Auto-Response-Suppress"] = "All"
     message["X-Resurgam-Severity"] = notification.severity.name.lower()
     message["X-Resurgam-Transition"] = notification.transition.value
-    if notification.severity in (Severity.ALERT, Severity.CRITICAL) and notification.transition is Transition.OPENED:
+    urgent = notification.transition in (Transition.OPENED, Transition.ESCALATED)
+    if urgent and notification.severity in (Severity.ALERT, Severity.CRITICAL):
         message["Importance"] = "high"
     message.set_content(plain_text(notification), cte="quoted-printable")
     message.add_alternative(html_text(notification), subtype="html", cte="quoted-printable")

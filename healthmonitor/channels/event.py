@@ -12,7 +12,9 @@ from healthmonitor.channels.channel import Item, Notification
 from healthmonitor.channels.rendering import (
     FACTS_MAX,
     ITEMS_IN_TABLE,
+    KEY_MAX,
     block,
+    key_text,
     log_lines,
     one_line,
     rfc3339,
@@ -34,8 +36,8 @@ def notification_values(notification: Notification) -> dict[str, Any]:
 
 def head_values(notification: Notification) -> dict[str, Any]:
     return {
-        "id": one_line(notification.id),
-        "thread": one_line(notification.thread),
+        "id": key_text(notification.id, KEY_MAX),
+        "thread": key_text(notification.thread, KEY_MAX),
         "transition": notification.transition.value,
         "severity": {"number": notification.severity.value, "name": notification.severity.name.lower()},
         "at": rfc3339(notification.at),
@@ -49,7 +51,7 @@ def head_values(notification: Notification) -> dict[str, Any]:
 def item_values(item: Item) -> dict[str, Any]:
     incident = item.incident
     return {
-        "key": one_line(incident.key),
+        "key": key_text(incident.key, KEY_MAX),
         "kind": one_line(incident.kind),
         "subject": one_line(incident.subject),
         "severity": {"number": incident.severity.value, "name": incident.severity.name.lower()},

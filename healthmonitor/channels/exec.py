@@ -156,7 +156,7 @@ def lines(notification: Notification) -> list[dict[str, Any]]:
 def _line(notification: Notification, item: Item | None, id_suffix: str) -> dict[str, Any]:
     head = head_values(notification)
     incident = item.incident if item else None
-    title = one_line(incident.title if incident else notification.subject)
+    title = one_line(incident.title or incident.kind if incident else notification.subject) or head["summary"]
     severity = incident.severity if incident else notification.severity
     return {
         "kind": "alert",

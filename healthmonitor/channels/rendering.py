@@ -11,6 +11,7 @@ Does not know: channels.
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
@@ -24,6 +25,10 @@ SUBJECT_MAX = harmless.SUBJECT_MAX + 50
 TEXT_MAX = harmless.TEXT_MAX + 100
 LOG_LINES_MAX = harmless.LOG_LINES_MAX + 1
 FACTS_MAX = 30
+KEY_MAX = 300
+TERMINAL_WIDTH = 78
+LABEL_WIDTH = 9
+TITLE_COLUMN_MAX = 48
 ITEMS_IN_FULL = 5
 ITEMS_IN_TABLE = 500
 _COLOURS = {1: "#b00020", 2: "#b00020", 3: "#b85c00", 4: "#8a6d00"}
@@ -67,12 +72,12 @@ def plain_text(notification: Notification) -> str:
     lines = [subject_line(notification), f"{notification.transition.value} {clock(notification.at)}", ""]
     items = notification.items
     if len(items) > 1:
-        lines += [f"{one_line(item.incident.title)} | {one_line(item.where)}" for item in items[:ITEMS_IN_TABLE]]
-        lines.append("")
+        lines += [*_table(items[:ITEMS_IN_TABLE]), ""]
     for item in items[:ITEMS_IN_FULL]:
         if len(items) > 1:
             lines += [one_line(item.incident.title), "-" * 40]
-        lines += [f"{label + ':':<8} {value}" for label, value in _rows(item, notification)]
+        for label, value in _rows(item, notification):
+            lines += _wrapped(label, value)
         lines += ["", "last log lines:", *(f"  | {line}" for line in log_lines(item))] if item.log_lines else []
         lines.append("")
     lines += _left_out(notification)
@@ -152,6 +157,28 @@ def _rows(item: Item, notification: Notification) -> Iterator[tuple[str, str]]:
         yield one_line(name, 40), one_line(value)
     if incident.next_step and incident.resolved_at is None:
         yield "type", one_line(incident.next_step)
+
+
+def _table(items: tuple[Item, ...]) -> list[str]:
+    rows = [(one_line(item.incident.title), one_line(item.where)) for item in items]
+    width = min(max(len(title) for title, _ in rows), TITLE_COLUMN_MAX)
+    return [f"{title:<{width}} | {where}" for title, where in rows]
+
+
+def _wrapped(label: str, value: str) -> list[str]:
+    """As wide as terminals are; a command, an id or an address is left in one piece, to be copied."""
+    first = f"{label}: ".ljust(LABEL_WIDTH)
+    if label == "type":
+        return [first + value]
+    rest = " " * LABEL_WIDTH
+    return textwrap.wrap(
+        value,
+        TERMINAL_WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [first.rstrip()]
 
 
 def _html_value(label: str, value: str) -> str:
