@@ -28,6 +28,8 @@ from starlette.routing import Route
 
 from healthmonitor import api_bodies as bodies
 from healthmonitor import api_views as views
+from healthmonitor.alert_actions import AlertActions
+from healthmonitor.api_alerts import AlertApi
 from healthmonitor.api_errors import ApiError, Endpoint, guarded, reply
 from healthmonitor.core.fleet import AgentView
 from healthmonitor.core.judgement import FleetView, Judgement, Verdict
@@ -98,14 +100,18 @@ class ApiParts:
     leader: Leader
     manifests: Manifests
     tokens: Callable[[], Mapping[str, Role]]
+    alerts: AlertActions
+    unix_time: Callable[[], float]
 
 
 class Api:
     def __init__(self, parts: ApiParts) -> None:
         self._parts = parts
         self._followers = 0
+        self._alerts = AlertApi(parts.alerts, _body, self._person, parts.unix_time)
 
     def application(self) -> Starlette:
+        alerts = self._alerts
         instance = "/v1/instances/{deployment}/{group}/{index:int}"
         return Starlette(
             routes=[
@@ -123,6 +129,13 @@ class Api:
                 Route(f"{instance}/{{action}}", self._for(Role.ADMIN, self._act), methods=["POST"]),
                 Route("/v1/events", self._for(Role.READER, self._events)),
                 Route("/v1/incidents", self._for(Role.READER, self._incidents)),
+                Route("/v1/alerts/channels", self._for(Role.READER, alerts.channels)),
+                Route("/v1/alerts/channels/{name}/test", self._for(Role.ADMIN, alerts.test), methods=["POST"]),
+                Route("/v1/alerts/explain", self._for(Role.READER, alerts.explain)),
+                Route("/v1/alerts/acknowledge", self._for(Role.ADMIN, alerts.acknowledge), methods=["POST"]),
+                Route("/v1/silences", self._for(Role.READER, alerts.silences), methods=["GET"]),
+                Route("/v1/silences", self._for(Role.ADMIN, alerts.silence), methods=["POST"]),
+                Route("/v1/silences/{id}/end", self._for(Role.ADMIN, alerts.end_silence), methods=["POST"]),
                 Route("/v1/operations", self._for(Role.READER, self._operations)),
                 Route("/v1/fence/confirm", self._for(Role.ADMIN, self._confirm_fence), methods=["POST"]),
                 Route("/v1/switches", self._for(Role.READER, self._switches)),
@@ -144,6 +157,7 @@ class Api:
         body: dict[str, Any] = {"healthy": not reasons, "leader": self._parts.leader.is_leader()}
         if _is_local(request) or self._role(request) is not None:
             body["reasons"] = reasons
+            body["warnings"] = self._parts.alerts.warnings()
         return JSONResponse(body, status_code=503 if reasons else 200)
 
     async def _metrics(self, request: Request) -> Response:

@@ -22,6 +22,7 @@ import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
 from healthmonitor.agent_client import AgentClient
+from healthmonitor.alert_actions import AlertActions
 from healthmonitor.api import Api, ApiParts, Role
 from healthmonitor.api_server import ApiServer
 from healthmonitor.channels.build import build_channels
@@ -165,7 +166,8 @@ class Service:
         )
         intake = ManifestIntake(journal, lambda: clouds.keys(), self._stemcells)
         actions = OperatorActions(journal, resurrector, agents, state, intake, time.time)
-        api = Api(ApiParts(journal, actions, fleet, state, state, intake, self._tokens))
+        alerts = AlertActions(journal, monitor.alerting, state, time.time, new_id)
+        api = Api(ApiParts(journal, actions, fleet, state, state, intake, self._tokens, alerts, time.time))
         server = ApiServer(api.application(), configuration.http.host, configuration.http.port)
 
         def reload() -> None:

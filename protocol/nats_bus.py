@@ -500,9 +500,14 @@ class _Queue:
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """nats-py's errors as the port's. What is definite (wrong revision, nobody listens) stays definite; the rest is
-    an unknown outcome."""
+    an unknown outcome. A cancellation that came in the same moment as the answer, which `asyncio.wait_for` (used inside
+    nats-py) drops in Python 3.11, is made good: otherwise the task would go on for ever."""
+    task = asyncio.current_task()
+    cancellations = task.cancelling() if task is not None else 0
     try:
         yield
+        if task is not None and task.cancelling() > cancellations:
+            raise asyncio.CancelledError
     except nats.errors.NoRespondersError:
         raise NoResponders("nobody listens") from None
     except nats.js.errors.KeyWrongLastSequenceError as error:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from healthmonitor.cli.commands_act import act, fence, meltdown, resurrection
+from healthmonitor.cli.commands_alert import alert, silence
 from healthmonitor.cli.commands_deploy import deploying
 from healthmonitor.cli.commands_look import look
 from healthmonitor.cli.commands_site import site_commands
@@ -57,6 +58,8 @@ def _resurgam(
 for commands in (site_commands, deploying, look, act):
     app.registered_commands.extend(commands.registered_commands)
 app.add_typer(stemcell, name="stemcell")
+app.add_typer(alert, name="alert")
+app.add_typer(silence, name="silence")
 app.add_typer(fence, name="fence")
 app.add_typer(resurrection, name="resurrection")
 app.add_typer(meltdown, name="meltdown")

@@ -82,13 +82,13 @@ def pause(
     body: dict[str, Any] = {"because": because}
     if length:
         body["seconds"] = parse_duration(length)
-    _answer(session_of(context), session_of(context).api.post("/v1/switches/pause", body))
+    print_answer(session_of(context), session_of(context).api.post("/v1/switches/pause", body))
 
 
 @act.command()
 def resume(context: typer.Context, because: Because = "") -> None:
     """End a pause."""
-    _answer(session_of(context), session_of(context).api.post("/v1/switches/resume", {"because": because}))
+    print_answer(session_of(context), session_of(context).api.post("/v1/switches/resume", {"because": because}))
 
 
 @fence.command("confirm")
@@ -107,21 +107,21 @@ def fence_confirm(
     session.screen.confirm(
         f"You vouch that the old VM of {full} is switched off and can never write again. Is that so?", yes
     )
-    _answer(session, session.api.post("/v1/fence/confirm", {"instance": full, "because": because}))
+    print_answer(session, session.api.post("/v1/fence/confirm", {"instance": full, "because": because}))
 
 
 @resurrection.command("on")
 def resurrection_on(context: typer.Context, because: Because = "") -> None:
     """Rebuild lost VMs (the configuration must allow it too)."""
     session = session_of(context)
-    _answer(session, session.api.post("/v1/switches/resurrection", {"enabled": True, "because": because}))
+    print_answer(session, session.api.post("/v1/switches/resurrection", {"enabled": True, "because": because}))
 
 
 @resurrection.command("off")
 def resurrection_off(context: typer.Context, because: Because = "") -> None:
     """Rebuild nothing; lost VMs are still reported."""
     session = session_of(context)
-    _answer(session, session.api.post("/v1/switches/resurrection", {"enabled": False, "because": because}))
+    print_answer(session, session.api.post("/v1/switches/resurrection", {"enabled": False, "because": because}))
 
 
 @meltdown.command("override")
@@ -135,16 +135,16 @@ def meltdown_override(
     session = session_of(context)
     seconds = parse_duration(length)
     session.screen.confirm(f"Rebuild lost VMs for {length} in spite of the meltdown protection?", yes)
-    _answer(session, session.api.post("/v1/switches/meltdown", {"seconds": seconds, "because": because}))
+    print_answer(session, session.api.post("/v1/switches/meltdown", {"seconds": seconds, "because": because}))
 
 
 def _act(session: Session, action: str, instance: str, containers: list[str] | None, because: str) -> None:
     full = session.instance(instance)
     body = {"containers": containers or [], "because": because}
-    _answer(session, session.api.post(f"/v1/instances/{full}/{action}", body))
+    print_answer(session, session.api.post(f"/v1/instances/{full}/{action}", body))
 
 
-def _answer(session: Session, reply: Any) -> None:
+def print_answer(session: Session, reply: Any) -> None:
     if session.screen.as_json:
         session.screen.json(reply)
         return

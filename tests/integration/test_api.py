@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
+from healthmonitor.alert_actions import AlertActions
+from healthmonitor.alerting import Alerting
 from healthmonitor.api import Api, ApiParts, Role
 from healthmonitor.api_server import AddressInUse, ApiServer, bind
 from healthmonitor.core.fleet import AgentView
 from healthmonitor.core.judgement import Judgement, Verdict
 from healthmonitor.core.operation import IllegalTransition
-from healthmonitor.core.records import InstanceRecord, Operation, OperationKind, Step, VmBinding
+from healthmonitor.core.policy import AlertPolicy, Policy
+from healthmonitor.core.records import Event, InstanceRecord, Operation, OperationKind, Step, VmBinding
 from healthmonitor.journal import Journal
 from healthmonitor.manifest_intake import ManifestIntake
 from healthmonitor.operator_actions import OperatorActions
@@ -26,7 +30,9 @@ from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Ext
 from protocol.ids import AgentId, Generation, InstanceId, OperationId, Revision, VmCid
 from protocol.nats_bus import NatsBus
 from protocol.settings import BusSettings
+from tests.support.alerts import RecordingChannel, alerting, incident, refused
 from tests.support.nats import nats_server
+from tests.support.waiting import until
 
 ADMIN, READER = "admin-token", "reader-token"
 MANIFEST = """
@@ -141,6 +147,8 @@ class Site:
     operations: PretendedOperations
     agents: PretendedAgents
     monitor: PretendedMonitor
+    alerting: Alerting
+    channels: list[RecordingChannel]
 
     async def deploy(self, **more: Any) -> httpx.Response:
         return await self.http.put("/v1/deployments/shop", json={"manifest": MANIFEST, **more})
@@ -181,12 +189,20 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         intake = ManifestIntake(journal, lambda: ["local"], lambda: {"local": ["demo"]})
         actions = OperatorActions(journal, operations, agents, monitor, intake, lambda: 1000.0)
         tokens = {ADMIN: Role.ADMIN, READER: Role.READER}
-        api = Api(ApiParts(journal, actions, monitor, monitor, monitor, intake, lambda: tokens))
+        channels = [RecordingChannel("mail"), RecordingChannel("pager")]
+        events: list[Event] = []
+        part = alerting(bus, journal, channels, lambda: 1000.0, is_leader=monitor.is_leader, events=events)
+        alerts = AlertActions(journal, part, monitor, lambda: 1000.0, lambda: uuid.uuid4().hex)
+        parts = ApiParts(journal, actions, monitor, monitor, monitor, intake, lambda: tokens, alerts, lambda: 1000.0)
+        api = Api(parts)
         apiserver = ApiServer(api.application(), "127.0.0.1", 0)
         serving = asyncio.create_task(apiserver.run())
         headers = {"Authorization": f"Bearer {ADMIN}", "X-Resurgam-User": "ada"}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{apiserver.port}", headers=headers) as http:
-            yield Site(http, journal, operations, agents, monitor)
+            running = asyncio.create_task(part.run())
+            yield Site(http, journal, operations, agents, monitor, part, channels)
+            running.cancel()
+            await asyncio.wait({running})
         apiserver.stop()
         await serving
         await bus.close()
@@ -424,3 +440,86 @@ def test_an_address_in_use_is_told_at_the_start() -> None:
             bind("127.0.0.1", first.getsockname()[1])
     finally:
         first.close()
+
+
+async def test_a_channel_is_tested_for_real_and_what_the_server_said_is_shown(site: Site) -> None:
+    """Taken: what it said. Not taken: why, and what to do. Unknown: which there are. All in the timeline."""
+    reply = await site.http.post("/v1/alerts/channels/mail/test", json={})
+    assert (reply.status_code, reply.json()["said"]) == (200, "250 taken")
+    assert site.channels[0].transitions() == ["test"]
+    assert site.channels[1].tries == 0
+    site.channels[0].script = [refused("550 no such user\r\nX-Evil: 1")]
+    reply = await site.http.post("/v1/alerts/channels/mail/test", json={})
+    assert reply.status_code == 409
+    assert "550 no such user X-Evil: 1" in reply.json()["error"]
+    assert (await site.http.post("/v1/alerts/channels/post/test", json={})).status_code == 404
+    tested = [each for each in await site.events() if each["kind"] == "alert.tested"]
+    assert tested[0]["fields"] == {"by": "ada (admin)", "said": "250 taken"}
+
+
+async def test_an_incident_is_explained_acknowledged_and_silenced(site: Site) -> None:
+    """Why it went where it went; who acknowledged and why; a silence with an end, listed, and ended by a person."""
+    vm = incident("shop/db/0", at=1000.0)
+    await until(lambda: site.alerting.desk is not None)
+    await site.journal.save_incident(vm)
+    explained = (await site.http.get("/v1/alerts/explain", params={"incident": vm.key})).json()
+    assert "no route matches, so it goes to every channel" in explained["reasons"]
+    early = await site.http.post("/v1/alerts/acknowledge", json={"incident": vm.key, "because": "on it"})
+    assert early.status_code == 409
+    site.alerting.set_policy(replace(Policy(), alerts=AlertPolicy(group_wait_seconds=0.0)))
+    site.alerting.see(vm)
+    await until(lambda: site.channels[0].transitions() == ["opened"])
+    reply = await site.http.post("/v1/alerts/acknowledge", json={"incident": "shop/db/0", "because": "on it"})
+    assert reply.status_code == 200, reply.text
+    await until(lambda: site.channels[1].transitions() == ["opened", "acknowledged"])
+    explained = (await site.http.get("/v1/alerts/explain", params={"incident": vm.key})).json()
+    assert explained["thread"]["acknowledged"] == {"by": "ada (admin)", "because": "on it", "at": 1000.0}
+    assert (await site.http.get("/v1/alerts/explain", params={"incident": "nothing"})).status_code == 404
+
+    wish = {"deployment": "web", "seconds": 3600, "because": "new disks"}
+    made = await site.http.post("/v1/silences", json=wish)
+    assert made.status_code == 201, made.text
+    listed = (await site.http.get("/v1/silences")).json()["silences"]
+    assert [(each["id"], each["active"], each["ends_at"]) for each in listed] == [(made.json()["id"], True, 4600.0)]
+    ended = await site.http.post(f"/v1/silences/{made.json()['id']}/end", json={"because": "done"})
+    assert ended.status_code == 200
+    assert [each["active"] for each in (await site.http.get("/v1/silences")).json()["silences"]] == [False]
+    kinds = [each["kind"] for each in await site.events()]
+    assert [kind for kind in kinds if kind.startswith("alert.")] == [
+        "alert.acknowledged",
+        "alert.silenced",
+        "alert.silence_ended",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"deployment": "web", "because": "x"}, 422),
+        ({"deployment": "web", "seconds": 60}, 422),
+        ({"deployment": "web", "seconds": 60, "because": " "}, 409),
+        ({"seconds": 60, "because": "x"}, 409),
+        ({"deployment": "web", "seconds": 100 * 86400, "because": "x"}, 409),
+        ({"deployment": "web", "seconds": -1, "because": "x"}, 422),
+        ({"deployments": "web", "seconds": 60, "because": "x"}, 422),
+    ],
+)
+async def test_a_silence_has_a_subject_an_end_and_a_reason(site: Site, body: dict[str, Any], status: int) -> None:
+    """Or it is refused, and nothing is written."""
+    assert (await site.http.post("/v1/silences", json=body)).status_code == status
+    assert (await site.http.get("/v1/silences")).json() == {"silences": []}
+
+
+async def test_a_failing_channel_shows_in_healthz(site: Site) -> None:
+    """The monitor is well; that somebody is not told stands beside it."""
+    site.alerting.set_policy(
+        replace(Policy(), alerts=AlertPolicy(group_wait_seconds=0.0, circuit_after=1, retry_first_seconds=60.0))
+    )
+    await until(lambda: site.alerting.desk is not None)
+    site.channels[0].down = refused("535 wrong password")
+    site.alerting.see(incident("shop/db/0", at=1000.0))
+    await until(lambda: site.alerting.warnings())
+    reply = await site.http.get("/healthz")
+    assert reply.json()["warnings"] == ["channel mail: cannot deliver: 535 wrong password; 0 wait"]
+    views = (await site.http.get("/v1/alerts/channels")).json()["channels"]
+    assert [(each["name"], each["state"]) for each in views] == [("mail", "failing"), ("pager", "works")]
