@@ -72,7 +72,9 @@ class AppriseChannel:
         """ "" or why not."""
         if self._hanging >= HANGING_MAX:
             return f"{self._hanging} earlier calls still hang; look at the network"
-        title, body = subject_line(notification), plain_text(notification)
+        # Apprise escapes the body for services that show HTML, but not the title.
+        title = _calm(subject_line(notification)).translate(_ANGLES)
+        body = _calm(plain_text(notification))
         result = self._in_thread(lambda: _notify(service, title, body, _kind(notification)))
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -107,6 +109,17 @@ class AppriseChannel:
         return result
 
 
+_PINGS = re.compile(r"@(?=(?:everyone|here|channel|all)\b)|<(?=[!@#])", re.IGNORECASE)
+_ANGLES = str.maketrans(
+    "<>", "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"
+)
+
+
+def _calm(text: str) -> str:
+    """A log line that says @everyone wakes nobody but those whom the route names."""
+    return _PINGS.sub(lambda found: f"{found[0]} ", text)
+
+
 def _notify(service: Service, title: str, body: str, kind: str) -> str:
     return "" if service.notify(title, body, kind) else "it did not take the notification"
 
@@ -135,14 +148,16 @@ def services_of(addresses: Secret) -> tuple[Service, ...]:
         plugin = apprise.Apprise.instantiate(address)
         if plugin is None:
             raise ValueError(f"line {number} is no address that Apprise knows")
-        found.append(Service(f"service {len(found) + 1} ({plugin.service_name})", _caller(plugin)))
+        alone = apprise.Apprise()
+        alone.add(plugin)
+        found.append(Service(f"service {len(found) + 1} ({plugin.service_name})", _caller(alone)))
     if not found:
         raise ValueError("holds no address; expected one Apprise URL in a line")
     return tuple(found)
 
 
-def _caller(plugin: Any) -> Callable[[str, str, str], bool]:
-    return lambda title, body, kind: bool(plugin.notify(body=body, title=title, notify_type=kind, body_format="text"))
+def _caller(service: Any) -> Callable[[str, str, str], bool]:
+    return lambda title, body, kind: bool(service.notify(body=body, title=title, notify_type=kind, body_format="text"))
 
 
 def _parts(addresses: Secret) -> tuple[Secret, ...]:

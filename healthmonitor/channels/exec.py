@@ -52,6 +52,7 @@ class ExecChannel:
         self._child: asyncio.subprocess.Process | None = None
         self._started_at = 0.0  # the loop's clock
         self._gap_seconds = 0.0
+        self._closed = False
         self._one_at_a_time = asyncio.Lock()
 
     @property
@@ -83,6 +84,7 @@ class ExecChannel:
         return Receipt(f"{len(found)} lines to process {child.pid}")
 
     async def close(self) -> None:
+        self._closed = True
         async with self._one_at_a_time:
             if self._child is not None:
                 await self._end(self._child)
@@ -92,6 +94,8 @@ class ExecChannel:
         return one_line(self._settings.command[0])
 
     async def _running(self) -> asyncio.subprocess.Process:
+        if self._closed:
+            raise ChannelUnavailable(f"{self._words} is not started: the channel was closed")
         now = asyncio.get_running_loop().time()
         if self._child is not None:
             if self._child.returncode is None:

@@ -68,6 +68,8 @@ class HttpPost:
         )
 
     async def post(self, url: str, content: bytes, headers: Mapping[str, str], method: str = "POST") -> Reply:
+        if self._client.is_closed:
+            raise self._unavailable("is not asked: the channel was closed")
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 reply, retry_after = await self._exchange(method, url, content, headers)

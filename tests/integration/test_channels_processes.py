@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from healthmonitor.channels.apprise import HANGING_MAX, AppriseChannel, Service
+from healthmonitor.channels.apprise import HANGING_MAX, AppriseChannel, Service, services_of
 from healthmonitor.channels.channel import ChannelUnavailable
 from healthmonitor.channels.exec import ExecChannel, ExecSettings
 from healthmonitor.channels.secret import Secret
 from tests.support.notifications import OPENED, many, notification, resolved
+from tests.support.receivers import http_receiver
 from tests.support.waiting import until
 
 CHILD = """
@@ -189,6 +190,19 @@ async def test_apprise_calls_that_hang_are_bounded() -> None:
         return True
 
     await until(delivered)
+
+
+async def test_apprise_wakes_nobody_by_a_log_line(tmp_path: Path) -> None:
+    """Mentions in text from outside mention nobody, and markup is escaped for a service that shows HTML."""
+    async with http_receiver() as receiver:
+        [service] = services_of(Secret(f"json://127.0.0.1:{receiver.port}/?format=html"))
+        channel = AppriseChannel("chats", (service,), 5.0, ())
+        await channel.deliver(notification(subject="@everyone <!channel> <b>", id="n-7"))
+        sent = receiver.requests[0].json()
+        assert "@everyone" not in sent["title"] + sent["message"]
+        assert "<" not in sent["title"]
+        assert "<b>" not in sent["message"]
+        assert "shop/db/0" in sent["message"]
 
 
 async def test_more_services_than_may_hang() -> None:
