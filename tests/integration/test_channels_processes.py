@@ -128,6 +128,8 @@ async def test_one_that_does_not_read_is_ended_with_what_it_started(
         "signal.pause()\n"
     )
     child = make_child(-1, program)
+    await child.channel.deliver(OPENED)  # the pipe holds it
+    await until(child.pids)
     with pytest.raises(ChannelUnavailable, match="did not read within 1 s and was stopped"):
         await child.channel.deliver(many(500))
     await until(lambda: not _alive(child.pids()[0]))
