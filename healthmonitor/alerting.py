@@ -118,6 +118,7 @@ class Alerting:
         self.desk: Desk | None = None  # only while leading
         self._woken = asyncio.Event()
         self._led_at = self._loop.time()  # who starts without a bus says so too
+        self._dispatching = False
         self._noted: dict[str, Incident] = {}  # until they are written down
         self._bus_alarm: Incident | None = None
         self._tests = 0
@@ -290,7 +291,7 @@ class Alerting:
 
     def idle(self) -> bool:
         """Nothing waits: for tests."""
-        told = self.desk is None or self.desk.untold() == 0
+        told = self.desk is None or (self.desk.untold() == 0 and not self._dispatching)
         return told and all(not line.waiting() for line in self._lines.values())
 
     async def _turn(self) -> float:
@@ -337,9 +338,12 @@ class Alerting:
         desk = self.desk
         if desk is None:
             return RETRY_SECONDS
-        now = self._unix_time()
-        decision = desk.decide(now, self._around())
-        await self._dispatch(decision.sends)
+        decision = desk.decide(self._unix_time(), self._around())
+        self._dispatching = bool(decision.sends)
+        try:
+            await self._dispatch(decision.sends)
+        finally:
+            self._dispatching = False
         if desk.untold_notes() == 0:
             self._noted.clear()
         for thread in decision.forgotten:

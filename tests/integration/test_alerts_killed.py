@@ -189,6 +189,7 @@ async def test_killed_anywhere_every_incident_is_told_and_little_twice(tmp_path:
         sent = Counter(each.id for each in world.receiver.taken)
         doubled = sum(count - 1 for count in sent.values())
         print(f"seed {seed}: {len(world.opened)} incidents, {kills} kills, {sum(sent.values())} sent, {doubled} twice")
+        print("not told:", missing)
         # One that was over before a killed monitor could tell of it is told once, as over
         assert [each for each in missing if each[0] == "resolved"] == [], f"seed {seed}"
         assert all(told[("resolved", key)] for _, key in missing), f"seed {seed}"

@@ -122,6 +122,8 @@ class Desk:
             elif is_news:
                 self._waiting.setdefault(incident.key, incident)
         for key in [key for key in self._thread_of if key not in incidents]:
+            live = self._live[self._thread_of[key]]
+            live.incidents[key] = _forgotten(live.members[key], live.thread.kind, now)
             self._over(key, now)
 
     def see(self, incident: Incident) -> None:
@@ -442,6 +444,22 @@ class Desk:
 
 def _member(incident: Incident) -> Member:
     return Member(incident.key, incident.opened_at, incident.severity, is_flapping(incident), incident.resolved_at)
+
+
+def _forgotten(member: Member, kind: str, now: float) -> Incident:
+    """Of an incident whose record is gone: it was over for so long that it was pruned."""
+    return Incident(
+        key=member.key,
+        kind=kind,
+        subject=member.key.partition(":")[2],
+        severity=member.severity,
+        title=member.key,
+        detail="",
+        opened_at=member.opened_at,
+        updated_at=now,
+        resolved_at=now,
+        resolution="over; its record is gone, so since when is not known",
+    )
 
 
 def _open_of(live: _Live) -> list[Incident]:
