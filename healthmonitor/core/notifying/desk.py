@@ -214,9 +214,10 @@ class Desk:
         return len(self._noted)
 
     def untold(self) -> int:
-        """Incidents that nobody was told of yet."""
+        """Incidents that nobody was told of yet, and threads whose end nobody was told of."""
+        ended = sum(live.open == 0 and live.thread.over_at is None for live in self._live.values())
         grouped = sum(len(group.incidents) for group in self._groups.values())
-        return len(self._waiting) + len(self._held) + len(self._noted) + grouped
+        return len(self._waiting) + len(self._held) + len(self._noted) + grouped + ended
 
     # What is not told yet.
 
