@@ -165,6 +165,9 @@ class RecordingResurrector:
         self.ever_missing: set[InstanceId] = set()
         self.woken = 0
 
+    def strays(self) -> tuple[()]:
+        return ()
+
     def set_judgement(self, judgement: Judgement) -> None:
         self.judgement = judgement
         self.ever_missing.update(judgement.missing)
