@@ -53,7 +53,7 @@ STOP_SECONDS = 300.0
 HEARTBEATER_LATE_INTERVALS = 3
 HEARTBEATER_LATE_SECONDS = 10.0
 SUPERVISOR_LATE_SECONDS = 60.0
-"""However the engine is, a turn takes at most a look (10 s), the notes (5 s) and the pause until the next look (10 s)."""
+"""However the engine is, a turn takes at most a look (10 s), the notes (5 s) and the pause until the next (10 s)."""
 RESTART_STATUS = 1
 CONFIGURATION_STATUS = 78  # sysexits.h: EX_CONFIG
 
