@@ -1,7 +1,8 @@
 """Where the files are that come with the program and are no code: systemd's units, the pinned versions.
 
-Law: in a source tree they lie at its top, in an installed wheel in `_shipped` (pyproject.toml puts them there). The
-latter is looked for first: beside an installed package there may be anything, a package called systemd too.
+Law: in a source tree they lie at its top, in an installed wheel in `resurgam_shipped` beside the packages
+(pyproject.toml puts them there). The latter is looked for first: beside an installed package there may be anything, a
+package called systemd too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 import healthmonitor
 
 PACKAGE = Path(healthmonitor.__file__).resolve().parent
+_INSTALLED = PACKAGE.parent / "resurgam_shipped"
 
 
 class NotShipped(Exception):
@@ -19,7 +21,7 @@ class NotShipped(Exception):
 
 def source_tree() -> Path | None:
     """The tree this code runs from; None when it runs from an installed wheel."""
-    return None if (PACKAGE / "_shipped").is_dir() else PACKAGE.parent
+    return None if _INSTALLED.is_dir() else PACKAGE.parent
 
 
 def systemd_units() -> Path:
@@ -33,8 +35,7 @@ def constraints() -> Path:
 
 
 def _find(name: str) -> Path:
-    tree = source_tree()
-    path = (PACKAGE / "_shipped" if tree is None else tree) / name
+    path = (source_tree() or _INSTALLED) / name
     if not path.exists():
         raise NotShipped(f"{path} is missing; install the wheel again, or run from the source tree")
     return path

@@ -19,7 +19,7 @@ from healthmonitor.cli.screen import Screen
 from healthmonitor.cli.session import session_of
 from healthmonitor.cli.site import POWERED_OFF, LocalSite, Ports, write_token
 from healthmonitor.embedded_nats import EmbeddedNats, write_private
-from healthmonitor.shipped import systemd_units
+from healthmonitor.shipped import NotShipped, systemd_units
 
 STATE_DIRECTORY = Path("/var/lib/resurgam")
 RISE_AGAIN_SECONDS = 900.0
@@ -184,7 +184,10 @@ def _rise_again(site: LocalSite, screen: Screen, url: str) -> None:
 
 
 def _next_steps(configuration: Path) -> list[str]:
-    units = systemd_units()
+    try:
+        units = systemd_units()
+    except NotShipped as error:
+        raise CliFailure(str(error)) from None
     systemctl = shutil.which("systemctl") or "systemctl"
     return [
         "next:",
