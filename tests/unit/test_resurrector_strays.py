@@ -13,7 +13,7 @@ from healthmonitor.core.strays import Standing
 from protocol.bus import Entry
 from protocol.ids import Generation
 from tests.simulation.cloud import Fault, SimulatedVm
-from tests.support.hands_world import SHOP, HandsWorld, deployment, group, in_world, place
+from tests.support.hands_world import SHOP, HandsWorld, deployment, group, in_world, place, policy
 
 DB = place()
 SWEEP_SECONDS = 60.0
@@ -81,6 +81,24 @@ def test_it_is_not_removed_at_first_sight() -> None:
         since = world.loop.time()
         await world.until(lambda: len(world.cloud.recorded()) == 1, "removed", CONFIRMED_SECONDS)
         assert world.loop.time() - since >= SWEEP_SECONDS
+
+    in_world(play)
+
+
+def test_clouds_are_looked_at_soon_after_an_operation_ended() -> None:
+    """What it gave up is found without waiting for the next round."""
+
+    async def play(world: HandsWorld) -> None:
+        world.policy = policy(stray_sweep_seconds=3600.0)
+        world.start_monitor()
+        await _deployed(world)
+        await asyncio.sleep(CONFIRMED_SECONDS)
+        asked = world.cloud.calls.count("list_vms")
+        await asyncio.sleep(CONFIRMED_SECONDS)
+        assert world.cloud.calls.count("list_vms") == asked
+        await world.begin(lambda resurrector: resurrector.begin_recreate(DB, "asked"))
+        await world.until(lambda: world.idle() and world.generation(DB) == 2, "recreated")
+        await world.until(lambda: world.cloud.calls.count("list_vms") > asked, "looked again", 15.0)
 
     in_world(play)
 
@@ -247,6 +265,7 @@ def test_a_vm_that_gets_a_name_while_it_is_fenced_is_not_deleted() -> None:
         await world.until(lambda: world.idle() and world.generation(DB) > 0, "deployed anew")
         await asyncio.sleep(2 * CONFIRMED_SECONDS)
         assert not world.cloud.vms[late].can_write
+        assert await _told(world, "vm.left_over_deleted") == []
         await _only_the_named_one(world)
 
     in_world(play)
