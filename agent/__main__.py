@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -37,7 +37,7 @@ from agent.shell import AgentShell
 from agent.store import Document, Store
 from agent.supervisor import Supervisor
 from agent.vitals import Vitals, read_sample
-from agent.watchdog import watch
+from agent.watchdog import Watched, watch
 from protocol.nats_bus import NatsBus
 from protocol.settings import AgentSettings
 from protocol.spec import Wanted
@@ -50,8 +50,10 @@ DISKS_DIRECTORY = Path("/var/lib/resurgam/disks")
 DOCKER_SOCKET = "/var/run/docker.sock"
 STOP_SECONDS = 300.0
 """For `stop-containers`; systemd gives its unit a little more (systemd/resurgam-agent-shutdown.service)."""
-WATCHDOG_LATE_INTERVALS = 3
-WATCHDOG_LATE_SECONDS = 10.0
+HEARTBEATER_LATE_INTERVALS = 3
+HEARTBEATER_LATE_SECONDS = 10.0
+SUPERVISOR_LATE_SECONDS = 60.0
+"""However the engine is, a turn takes at most a look (10 s), the notes (5 s) and the pause until the next (10 s)."""
 RESTART_STATUS = 1
 CONFIGURATION_STATUS = 78  # sysexits.h: EX_CONFIG
 
@@ -133,7 +135,7 @@ async def _be_template(
     notify: SystemdNotify,
 ) -> Found:
     async with asyncio.TaskGroup() as group:
-        watching = group.create_task(watch(notify, {}, WATCHDOG_LATE_SECONDS), name="watchdog")
+        watching = group.create_task(watch(notify, (_of_supervisor(supervisor),)), name="watchdog")
         await template.engine_up(lambda: supervisor.report().engine)
         await load_images()
         found = await template.wait_to_be_somebody(found, sources, options.consoles)
@@ -179,15 +181,19 @@ async def _be_agent(
         bus=settings.bus.urls,
         version=version(),
     )
-    turned_at: Mapping[str, Callable[[], float]] = {"heartbeater": lambda: shell.heartbeater.turned_at}
-    late_seconds = max(WATCHDOG_LATE_SECONDS, WATCHDOG_LATE_INTERVALS * settings.heartbeat_interval_seconds)
+    late_seconds = max(HEARTBEATER_LATE_SECONDS, HEARTBEATER_LATE_INTERVALS * settings.heartbeat_interval_seconds)
+    heartbeater = Watched("heartbeater", lambda: shell.heartbeater.turned_at, late_seconds)
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(watch(notify, turned_at, late_seconds), name="watchdog")
+            group.create_task(watch(notify, (heartbeater, _of_supervisor(supervisor))), name="watchdog")
             notify.ready(f"{settings.instance or settings.agent_id}, generation {settings.generation}")
             await shell.run(load_images)
     finally:
         await bus.close()
+
+
+def _of_supervisor(supervisor: Supervisor) -> Watched:
+    return Watched("supervisor", lambda: supervisor.turned_at, SUPERVISOR_LATE_SECONDS)
 
 
 async def _stop_containers(options: Options) -> None:

@@ -68,8 +68,11 @@ class EngineLimits:
     look_seconds: float = 10.0
     inspect_seconds: float = 3.0
     """One container that hangs must not make the whole engine look hung."""
+    action_seconds: float = 180.0
+    """create, start, remove; stop: this and its grace. Long, because a slow VM's engine takes its time and asking again
+    only adds to its work; whether the engine lives at all is the probe's question."""
     call_seconds: float = 60.0
-    """create, start, remove and the rest. stop: this and its grace."""
+    """The rest: is an image here, logs, opening the stream of events."""
     pull_silence_seconds: float = 120.0
     """Without any progress; a pull as a whole may take as long as it moves."""
     pull_longest_seconds: float = 6 * 3600.0
@@ -148,12 +151,12 @@ class DockerEngine:
             await self.ensure_networks(networks)
         return await self._call(
             self._action_threads,
-            self._limits.call_seconds,
+            self._limits.action_seconds,
             lambda client: _create(client, instance, container, networks, mounts),
         )
 
     async def start(self, container_id: str) -> None:
-        await self._call(self._action_threads, self._limits.call_seconds, lambda client: client.start(container_id))
+        await self._call(self._action_threads, self._limits.action_seconds, lambda client: client.start(container_id))
 
     async def stop(self, container_id: str, grace_seconds: float) -> None:
         grace = max(1, math.ceil(grace_seconds))
@@ -164,10 +167,12 @@ class DockerEngine:
             except docker.errors.NotFound:
                 return
 
-        await self._call(self._action_threads, grace + self._limits.call_seconds, stop)
+        await self._call(self._action_threads, grace + self._limits.action_seconds, stop)
 
     async def remove(self, container_id: str) -> None:
-        await self._call(self._action_threads, self._limits.call_seconds, lambda client: _remove(client, container_id))
+        await self._call(
+            self._action_threads, self._limits.action_seconds, lambda client: _remove(client, container_id)
+        )
 
     async def logs(self, container_id: str, lines: int) -> str:
         def read(client: APIClient) -> str:
@@ -183,7 +188,7 @@ class DockerEngine:
                     _ensure_network(client, name)
 
         if names:
-            await self._call(self._action_threads, self._limits.call_seconds, ensure)
+            await self._call(self._action_threads, self._limits.action_seconds, ensure)
 
     async def load_image(self, path: str) -> tuple[str, ...]:
         def load(client: APIClient) -> tuple[str, ...]:
@@ -211,9 +216,9 @@ class DockerEngine:
     def _connected(self) -> APIClient:
         with self._client_lock:
             if self._client is None:
-                self._client = APIClient(
-                    base_url=f"unix://{self._socket_path}", version="auto", timeout=math.ceil(self._limits.call_seconds)
-                )
+                # Of the socket, so that no thread waits for ever; the deadline of each call is its caller's.
+                longest = math.ceil(max(self._limits.action_seconds, self._limits.call_seconds))
+                self._client = APIClient(base_url=f"unix://{self._socket_path}", version="auto", timeout=longest)
             return self._client
 
     def _look(self, client: APIClient) -> list[tuple[str, ActualContainer]]:

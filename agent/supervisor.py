@@ -114,6 +114,9 @@ class Supervisor:
         self._since = Since()
         self._settled = False
         self._callbacks: list[Callable[[], None]] = []
+        self.turned_at = 0.0
+        """Loop seconds at which its last turn began, for the watchdog. An engine that hangs delays a turn by the
+        deadline of a look and no more."""
 
         self._wake = asyncio.Event()
         self._probe_now = asyncio.Event()
@@ -250,6 +253,7 @@ class Supervisor:
 
     async def _turns(self, group: asyncio.TaskGroup) -> None:
         while True:
+            self.turned_at = asyncio.get_running_loop().time()
             self._wake.clear()
             seconds = await self._turn(group)
             async with self._turned:

@@ -1,13 +1,14 @@
 """Tells systemd that the agent is alive, as long as it does what it is for.
 
-Law: a loop that turns is not enough; the heartbeat's task must have turned too. An agent that does not is ended by
-systemd and started again, which touches no container.
+Law: a loop that turns is not enough; every task that is watched must have turned within its own time. An agent that
+does not is ended by systemd and started again, which touches no container.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -18,12 +19,21 @@ log = structlog.get_logger(__name__)
 IDLE_SECONDS = 5.0
 
 
-async def watch(notify: SystemdNotify, turned_at: Mapping[str, Callable[[], float]], late_seconds: float) -> None:
-    """`turned_at`: loop seconds of the last turn of each task that must not stand still."""
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A task that must not stand still. `turned_at`: loop seconds of its last turn."""
+
+    name: str
+    turned_at: Callable[[], float]
+    late_seconds: float
+
+
+async def watch(notify: SystemdNotify, watched: Sequence[Watched]) -> None:
     loop = asyncio.get_running_loop()
     began_at = loop.time()
     while True:
-        standing = [name for name, read in turned_at.items() if loop.time() - max(read(), began_at) > late_seconds]
+        now = loop.time()
+        standing = [task.name for task in watched if now - max(task.turned_at(), began_at) > task.late_seconds]
         if standing:
             log.error("watchdog.standing_still", tasks=standing, next="systemd restarts the agent")
         else:

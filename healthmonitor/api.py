@@ -57,7 +57,7 @@ class Role(Enum):
 
 
 class Manifests(Protocol):
-    def read(self, upload: ManifestUpload) -> Manifest:
+    async def read(self, upload: ManifestUpload) -> Manifest:
         """Raises ManifestErrors."""
         ...
 
@@ -276,12 +276,12 @@ class Api:
 
     async def _plan(self, request: Request) -> Response:
         body = await _body(request, bodies.PlanBody)
-        return JSONResponse(self._planned(_upload(body)))
+        return JSONResponse(await self._planned(_upload(body)))
 
     async def _deploy(self, request: Request) -> Response:
         name = request.path_params["name"]
         body = await _body(request, bodies.DeployBody)
-        planned = self._planned(_upload(body))
+        planned = await self._planned(_upload(body))
         if body.dry_run:
             return JSONResponse(planned)
         answer = await self._parts.actions.deploy(
@@ -337,8 +337,8 @@ class Api:
 
     # What the above is made of.
 
-    def _planned(self, upload: ManifestUpload) -> dict[str, Any]:
-        manifest = self._parts.manifests.read(upload)
+    async def _planned(self, upload: ManifestUpload) -> dict[str, Any]:
+        manifest = await self._parts.manifests.read(upload)
         before = self._parts.journal.deployment(manifest.name)
         return {"plan": self._parts.manifests.plan(manifest), "revision": before.revision if before is not None else 0}
 

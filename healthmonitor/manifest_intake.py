@@ -5,6 +5,7 @@ Law: everything wrong with it is told at once: its text, and what it names that 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -30,8 +31,9 @@ class ManifestIntake:
         self._clouds = clouds
         self._stemcells = stemcells
 
-    def read(self, upload: ManifestUpload) -> Manifest:
-        """Raises ManifestErrors."""
+    async def read(self, upload: ManifestUpload) -> Manifest:
+        """Raises ManifestErrors. Parsing is done in a thread: a large manifest takes a second, in which heartbeats
+        are heard and the lease is renewed."""
         files = upload.env_files or {}
 
         def read_file(path: str) -> str:
@@ -39,7 +41,7 @@ class ManifestIntake:
                 raise FileNotFoundError(path)
             return files[path]
 
-        parsed = parse_manifest(upload.text, upload.file, upload.variables or {}, read_file)
+        parsed = await asyncio.to_thread(parse_manifest, upload.text, upload.file, upload.variables or {}, read_file)
         errors = check_against(parsed, self._clouds(), self._stemcells())
         if errors:
             raise ManifestErrors(errors)

@@ -42,6 +42,8 @@ from healthmonitor.core.records import (
     Step,
     Switches,
 )
+from healthmonitor.core.strays import KINDS as STRAY_KINDS
+from healthmonitor.core.strays import Stray, evaluate_strays
 from healthmonitor.ears import Ears, SystemEvents
 from healthmonitor.facts import Agents, Facts, Records
 from healthmonitor.notifier import IncidentJournal, Notifier
@@ -71,6 +73,7 @@ class AgentCalls(AgentClient, Agents, Protocol):
 
 class Resurrector(Protocol):
     def set_judgement(self, judgement: Judgement) -> None: ...
+    def strays(self) -> Sequence[Stray] | None: ...
     def wake(self) -> None: ...
 
 
@@ -299,6 +302,7 @@ class Monitor:
             self._remember_losses(now)
         deviations = [each for found in self._found.values() for each in found]
         deviations.extend(evaluate_strangers(self.fleet.strangers(now), self._policy))
+        deviations.extend(evaluate_strays(self._resurrector.strays() or (), self._policy))
         hearing = self.fleet.hearing_now
         deviations.extend(evaluate_monitor(hearing, self._bus.connected, self.judgement.meltdowns, self._policy))
         deviations.extend(self.alerting.deviations())
@@ -323,6 +327,8 @@ class Monitor:
 
     def _unsure(self, incident: Incident) -> bool:
         """Whether nobody can know now if the incident is over."""
+        if incident.kind in STRAY_KINDS:
+            return self._resurrector.strays() is None
         instance = InstanceId(instance_of(incident))
         if not instance:
             return incident.kind.startswith(("agent_", "job_")) and bool(self.fleet.hearing_now.deaf)

@@ -72,7 +72,7 @@ class Agents(Protocol):
 
 
 class Manifests(Protocol):
-    def read(self, upload: ManifestUpload) -> Manifest:
+    async def read(self, upload: ManifestUpload) -> Manifest:
         """Raises ManifestErrors."""
         ...
 
@@ -141,7 +141,7 @@ class OperatorActions:
     ) -> Answer:
         """Writes the deployment's next revision; its rollout begins at once. Raises ManifestErrors."""
         self._check_leading()
-        manifest = self._manifests.read(upload)
+        manifest = await self._manifests.read(upload)
         self._manifests.check(manifest)
         if manifest.name != name:
             raise NotPossible(f"the manifest's name is {manifest.name}, not {name}")

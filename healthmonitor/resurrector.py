@@ -37,10 +37,12 @@ from healthmonitor.core.records import (
     Step,
     VmBinding,
 )
+from healthmonitor.core.strays import Stray
 from healthmonitor.journal import CorruptRecord, Journal, Superseded
 from healthmonitor.leadership import Leadership
 from healthmonitor.steps.context import InstanceGone, NotOurs, StepContext, Tools
 from healthmonitor.steps.taking import take
+from healthmonitor.sweeper import Sweeper
 from protocol.bus import BusUnavailable
 from protocol.ids import CloudName, DeploymentName, InstanceId, OperationId, Revision
 from protocol.settings import BusSettings
@@ -98,6 +100,7 @@ class Resurrector:
             crash_point=crash_point,
             cloud_turns={name: asyncio.Semaphore(policy.resurrection.cloud_calls_max) for name in clouds},
         )
+        self._sweeper = Sweeper(self._tools, lambda: self._policy)
         self._judgement: Judgement | None = None
         self._tasks: dict[InstanceId, asyncio.Task[None]] = {}
         self._woken: dict[InstanceId, asyncio.Event] = {}
@@ -119,6 +122,10 @@ class Resurrector:
     @property
     def judgement(self) -> Judgement | None:
         return self._judgement
+
+    def strays(self) -> tuple[Stray, ...] | None:
+        """VMs in the clouds that nobody names; None while that is not known."""
+        return self._sweeper.strays()
 
     def set_policy(self, policy: Policy) -> None:
         self._policy = policy
@@ -217,6 +224,7 @@ class Resurrector:
         self._admitted.clear()
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(self._write_events(), name="events")
+            sweeper = group.create_task(self._sweeper.run(), name="sweeper")
             try:
                 while self._leadership.is_leader():
                     await self._turn(group)
@@ -225,6 +233,7 @@ class Resurrector:
                 for task in self._tasks.values():
                     task.cancel()
                 writer.cancel()
+                sweeper.cancel()
                 self._tasks.clear()
                 self._woken.clear()
 
@@ -469,6 +478,7 @@ class Resurrector:
         await self._journal.delete_operation(operation)
         self._crash_point("journal:operation over")
         self._admitted.discard(operation.id)
+        self._sweeper.operation_ended()
         self.wake()
 
     async def _drop(self, operation: Operation, why: str) -> None:

@@ -22,7 +22,8 @@ class BackoffPolicy:
     crash_loop_failures: int = 5
     """This many failures in a row are a crash loop. With the gaps above: within about 4 s of fast crashes."""
     unknown_seconds: float = 1.0
-    """After an action whose outcome is unknown; it counts as no failure."""
+    """After an action whose outcome is unknown. It is no failure, and grows nothing: within this time looks tell what
+    came of it, and what they show decides."""
     orphan_seconds: float = 10.0
     """After a stranger with our label could not be stopped or removed."""
 
@@ -43,11 +44,6 @@ def after_refusal(backoff: Backoff, now: float, policy: BackoffPolicy) -> Backof
     """The engine said no. It would say so again at once, so there is a gap even before the first retry."""
     failures = backoff.failures + 1
     return Backoff(failures, now + gap_seconds(failures + 1, policy))
-
-
-def after_unknown(backoff: Backoff, now: float, policy: BackoffPolicy) -> Backoff:
-    """No answer: nobody's failure, but no reason to try again at once."""
-    return Backoff(backoff.failures, max(backoff.not_before, now + policy.unknown_seconds))
 
 
 def after_good_run(backoff: Backoff, ran_seconds: float, policy: BackoffPolicy) -> Backoff:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from agent.core.actions import ActionKey, Create, Outcome, Pull, Remove, Start, Stop
-from agent.core.backoff import Backoff, BackoffPolicy, after_end, after_good_run, after_refusal, after_unknown
+from agent.core.backoff import Backoff, BackoffPolicy, after_end, after_good_run, after_refusal
 from agent.engine import (
     ActualContainer,
     EngineUnavailable,
@@ -62,7 +62,13 @@ class Memory:
     exit_code: int | None = None
     detail: str = ""
     start_failures: int = 0
+    unknown_until: float = 0.0  # after an action without an answer: looks come first
     oom_since: float | None = None  # the latest kill of a child process
+
+    @property
+    def not_before(self) -> float:
+        """No action on it before this moment."""
+        return max(self.backoff.not_before, self.unknown_until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +244,7 @@ def _failed(memory: Memory, outcome: Outcome, now: float, policy: BackoffPolicy)
     if isinstance(error, EngineUnavailable):  # outcome unknown: the next look says, nothing to hold against it
         if isinstance(outcome.action, Stop):  # should it have ended, then by our doing
             memory = replace(memory, stopped_run=outcome.action.run, stopped_why=outcome.action.why)
-        return replace(memory, detail=cut(str(error)), backoff=after_unknown(memory.backoff, now, policy))
+        return replace(memory, detail=cut(str(error)), unknown_until=now + policy.unknown_seconds)
     match outcome.action:
         case Pull():
             reason = Reason.IMAGE_MISSING if isinstance(error, ImageMissing) else Reason.CREATE_FAILED

@@ -311,7 +311,7 @@ def _next_action(situation: Situation, name: ContainerName) -> tuple[Action, str
 
 def _of_running(situation: Situation, seen: ActualContainer) -> tuple[Action, str] | None:
     name = seen.name
-    if situation.now < situation.memory(name).backoff.not_before:
+    if situation.now < situation.memory(name).not_before:
         return None  # the last try to stop it failed
     if name in situation.ending:
         if situation.held_up_by_dependent(name) is not None:
@@ -330,7 +330,7 @@ def _of_not_running(
 ) -> tuple[Action, str] | None:
     """Steps towards running: image, removal of what stood in its place, creation, start."""
     memory = situation.memory(name)
-    if situation.now < memory.backoff.not_before or situation.unmounted_disks(name):
+    if situation.now < memory.not_before or situation.unmounted_disks(name):
         return None
     if situation.held_up_by_dependent(name) is not None:
         return None
@@ -362,7 +362,7 @@ def _may_start(situation: Situation, name: ContainerName, seen: ActualContainer)
 
 def _pull(situation: Situation, name: ContainerName, text: str) -> tuple[Action, str] | None:
     memory, spec = situation.memory(name), situation.specs[name]
-    if situation.now < memory.backoff.not_before:
+    if situation.now < memory.not_before:
         return None
     return Pull(name, spec.image, spec.pull_policy), text
 
@@ -415,7 +415,7 @@ def _next_look_seconds(situation: Situation) -> float:
     times = [now + policy.full_look_seconds]
     for name in situation.specs:
         memory = situation.memory(name)
-        times.append(memory.backoff.not_before)
+        times += [memory.backoff.not_before, memory.unknown_until]
         if memory.backoff.failures and situation.runs(name):
             times.append(memory.run_since + policy.backoff.good_run_seconds)
         if memory.oom_since is not None:

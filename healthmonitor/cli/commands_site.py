@@ -19,6 +19,7 @@ from healthmonitor.cli.screen import Screen
 from healthmonitor.cli.session import session_of
 from healthmonitor.cli.site import POWERED_OFF, LocalSite, Ports, write_token
 from healthmonitor.embedded_nats import EmbeddedNats, write_private
+from healthmonitor.shipped import NotShipped, systemd_units
 
 STATE_DIRECTORY = Path("/var/lib/resurgam")
 RISE_AGAIN_SECONDS = 900.0
@@ -183,13 +184,15 @@ def _rise_again(site: LocalSite, screen: Screen, url: str) -> None:
 
 
 def _next_steps(configuration: Path) -> list[str]:
-    units = Path(__file__).parents[2] / "systemd"
-    where = str(units) if units.is_dir() else "systemd/ of the source tree"
+    try:
+        units = systemd_units()
+    except NotShipped as error:
+        raise CliFailure(str(error)) from None
     systemctl = shutil.which("systemctl") or "systemctl"
     return [
         "next:",
         f"  1. read {configuration}, and name your clouds there",
-        f"  2. copy resurgam-nats.service and resurgam-healthmonitor.service from {where} to /etc/systemd/system",
+        f"  2. copy resurgam-nats.service and resurgam-healthmonitor.service from {units} to /etc/systemd/system",
         f"  3. {systemctl} daemon-reload && {systemctl} enable --now resurgam-nats resurgam-healthmonitor",
         f"  4. resurgam status{'' if os.geteuid() == 0 else '   (with sudo: the token belongs to root)'}",
     ]

@@ -1,7 +1,7 @@
 """The main job, shown on real parts: `python -m healthmonitor.cli.demo`, which `make demo` runs.
 
-Two QEMU VMs, a Redis with a persistent disk and containers that depend on it. Data are written, the container is
-crashed, the VM is killed, and each time the very same data must be there again.
+Two QEMU VMs, a Redis with a persistent disk and containers that depend on it. Data are written, Redis is ended behind
+the agent's back, the VM is killed, and each time the very same data must be there again.
 
 Law: exit status 0 only when everything it says it saw was seen. Whatever happens, the system is left as it is, with a
 word on how to look around and how to remove it.
@@ -86,7 +86,7 @@ class Demo:
         self._heading("4. Writing data into Redis")
         checksum = self._data.write()
         self._mark(f"wrote {self._data.count} keys, sha256 {checksum[:16]}…")
-        self._crash_container()
+        self._end_container()
         self._kill_vm()
         self._heading("7. What happened")
         self._timeline(first)
@@ -127,13 +127,15 @@ class Demo:
         follow_deployment(self._session, "shop", reply["revision"], after)
         self._mark(f"deployed in {duration(time.time() - began)}")
 
-    def _crash_container(self) -> None:
-        self._heading("5. Crashing the container redis: its process is killed by a signal")
+    def _end_container(self) -> None:
+        self._heading(
+            "5. Ending the container redis behind the agent's back: its process is told to exit without saving"
+        )
         before = self._containers()
-        how = self._data.crash()
-        killed = self._mark(f"crashed redis ({how})")
+        how = self._data.end_redis()
+        ended = self._mark(f"redis has ended ({how})")
         self._wait("redis answers again", CONTAINER_BACK_SECONDS, self._data.answers)
-        self._mark(f"redis answers again, {duration(time.time() - killed)} after the crash")
+        self._mark(f"redis answers again, {duration(time.time() - ended)} after its end")
 
         def all_restarted() -> bool:
             now = self._containers()
@@ -144,8 +146,8 @@ class Demo:
 
         self._wait("redis and everything that depends on it was restarted", CONTAINER_BACK_SECONDS, all_restarted)
         names = ", ".join(before)
-        self._mark(f"restarted in order and running: {names}, {duration(time.time() - killed)} after the crash")
-        self._data.check("after the crash of the container")
+        self._mark(f"restarted in order and running: {names}, {duration(time.time() - ended)} after its end")
+        self._data.check("after the end of the container")
         self._data.write_more("written between the two failures")
 
     def _kill_vm(self) -> None:
@@ -193,7 +195,7 @@ class Demo:
         if checksum != found:
             raise DemoFailed("the data are not the same")
         self._screen.say(
-            f"The data are intact: {self._data.count} keys, each as it was written before the container crashed and "
+            f"The data are intact: {self._data.count} keys, each as it was written before the container ended and "
             "the VM was killed.",
             "bold green",
         )

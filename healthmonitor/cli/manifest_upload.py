@@ -1,56 +1,53 @@
 """What a manifest needs from this machine: its own text and the env files it names.
 
-The monitor may run elsewhere, so the contents travel with the request. Finding them is tolerant of every other error
-in the manifest: the monitor's parser reports those, all at once and with their lines.
+The monitor may run elsewhere, so the contents travel with the request. Which files are named is asked of the monitor's
+own parser, so that variables in their paths, anchors and `required: false` mean the same here and there; what else is
+wrong with the manifest, a file that is not there included, the monitor says, all at once and with its lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from healthmonitor.cli.failures import CliFailure, ExitCode
+from healthmonitor.core.located_yaml import ManifestErrors
+from healthmonitor.core.manifest_file import parse_manifest
 
 REQUEST_MAX_BYTES = 1024 * 1024
 
 
 def upload(manifest: Path, variables: list[str]) -> dict[str, Any]:
     """The body of a request to plan or deploy. `variables`: `NAME=value` each."""
-    text = _read(manifest, "the manifest")
-    env_files = {name: _read(manifest.parent / name, f"env_file of {manifest}") for name in env_file_names(text)}
+    text = _read_manifest(manifest)
+    given = dict(_variable(item) for item in variables)
+    env_files = read_env_files(text, manifest, given)
     total = len(text) + sum(len(content) for content in env_files.values())
     if total > REQUEST_MAX_BYTES - 65536:
         raise CliFailure(f"{manifest} with its env files is {total} bytes, more than 1 MiB", ExitCode.USAGE)
-    return {
-        "manifest": text,
-        "file": str(manifest),
-        "variables": dict(_variable(item) for item in variables),
-        "env_files": env_files,
-    }
+    return {"manifest": text, "file": str(manifest), "variables": given, "env_files": env_files}
 
 
-def env_file_names(text: str) -> list[str]:
-    """The files named under `env_file` of any container, in order, each once."""
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return []  # the monitor says what is wrong with it, with the line
-    return list(dict.fromkeys(_names(document)))
+def read_env_files(text: str, manifest: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """Contents by the path that the manifest writes, of those that are there; paths are relative to the manifest's."""
+    found: dict[str, str] = {}
 
+    def read(path: str) -> str:
+        try:
+            found[path] = (manifest.parent / path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise CliFailure(
+                f"{manifest.parent / path} cannot be read: {error} (env_file of {manifest})", ExitCode.USAGE
+            ) from None
+        return found[path]
 
-def _names(document: Any) -> Iterator[str]:
-    groups = document.get("instance_groups") if isinstance(document, dict) else None
-    for group in groups if isinstance(groups, list) else []:
-        containers = group.get("containers") if isinstance(group, dict) else None
-        for container in containers.values() if isinstance(containers, dict) else []:
-            named = container.get("env_file") if isinstance(container, dict) else None
-            for item in named if isinstance(named, list) else [named]:
-                name = item.get("path") if isinstance(item, dict) else item
-                if isinstance(name, str) and "$" not in name:
-                    yield name
+    with contextlib.suppress(ManifestErrors):  # the monitor's to say
+        parse_manifest(text, str(manifest), variables, read)
+    return found
 
 
 def _variable(item: str) -> tuple[str, str]:
@@ -60,10 +57,10 @@ def _variable(item: str) -> tuple[str, str]:
     return name, value
 
 
-def _read(path: Path, what: str) -> str:
+def _read_manifest(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CliFailure(f"{path} does not exist ({what})", ExitCode.USAGE) from None
+        raise CliFailure(f"{path} does not exist (the manifest)", ExitCode.USAGE) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CliFailure(f"{path} cannot be read: {error} ({what})", ExitCode.USAGE) from None
+        raise CliFailure(f"{path} cannot be read: {error} (the manifest)", ExitCode.USAGE) from None

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import healthmonitor
 from healthmonitor.clouds.build_tools import BuildFailed, run
+from healthmonitor.shipped import PACKAGE, NotShipped, constraints, source_tree, systemd_units
 
 GUEST_PYTHON = "3.11"
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "linux_x86_64")
@@ -36,14 +36,16 @@ class AgentPayload:
 
 
 def payload(cache: Path, wheel: Path | None = None) -> AgentPayload:
-    """From `wheel`, or from the source tree that this code runs from."""
-    project = Path(healthmonitor.__file__).resolve().parent.parent
-    sources = _wheel_contents(wheel) if wheel is not None else _built_contents(project)
-    requirements = _pinned_requirements(project)
+    """From `wheel`, or from what this code runs from, a source tree or an installation. BuildFailed."""
+    try:
+        units_directory, requirements = systemd_units(), pinned_requirements()
+    except NotShipped as error:
+        raise BuildFailed(str(error)) from None
+    sources = _wheel_contents(wheel) if wheel is not None else _own_contents()
     libraries = _libraries(cache, requirements)
-    units = {path.name: path.read_bytes() for path in sorted(_units_directory(project).glob("resurgam-agent*"))}
+    units = {path.name: path.read_bytes() for path in sorted(units_directory.glob("resurgam-agent*"))}
     if "resurgam-agent.service" not in units:
-        raise BuildFailed(f"no resurgam-agent.service in {_units_directory(project)}")
+        raise BuildFailed(f"no resurgam-agent.service in {units_directory}")
     version = metadata.version("resurgam")
     hashed = hashlib.sha256(f"{version}\n{requirements}".encode())
     for name, content in [*sorted(sources.items()), *sorted(units.items())]:
@@ -52,14 +54,26 @@ def payload(cache: Path, wheel: Path | None = None) -> AgentPayload:
     return AgentPayload(hashed.hexdigest()[:16], libraries, sources, units, version)
 
 
-def _built_contents(project: Path) -> dict[str, bytes]:
-    if not (project / "pyproject.toml").exists():
-        raise BuildFailed("this is no source tree of the project: name the wheel to install with --wheel")
+def _own_contents() -> dict[str, bytes]:
+    tree = source_tree()
+    if tree is None:
+        return _installed_contents()
     with tempfile.TemporaryDirectory(prefix="resurgam-wheel-") as directory:
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-        run([*command, "--wheel-dir", directory, str(project)], INSTALL_SECONDS)
+        run([*command, "--wheel-dir", directory, str(tree)], INSTALL_SECONDS)
         (wheel,) = Path(directory).glob("*.whl")
         return _wheel_contents(wheel)
+
+
+def _installed_contents() -> dict[str, bytes]:
+    """What the wheel held, without what Python compiled since."""
+    installed = PACKAGE.parent
+    return {
+        str(path.relative_to(installed)): path.read_bytes()
+        for carried in CARRIED
+        for path in sorted((installed / carried).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def _wheel_contents(wheel: Path) -> dict[str, bytes]:
@@ -70,18 +84,12 @@ def _wheel_contents(wheel: Path) -> dict[str, bytes]:
     return contents
 
 
-def _units_directory(project: Path) -> Path:
-    """Beside the source, or where a wheel's installation puts them."""
-    beside = project / "systemd"
-    return beside if beside.is_dir() else Path(sys.prefix, "share", "resurgam", "systemd")
-
-
-def _pinned_requirements(project: Path) -> str:
+def pinned_requirements() -> str:
     """The blocks of constraints.txt (version and hashes) for what the agent depends on, directly or not."""
     blocks: dict[str, list[str]] = {}
     name = ""
-    constraints = project / "constraints.txt"
-    for line in constraints.read_text().splitlines():
+    pinned = constraints()
+    for line in pinned.read_text().splitlines():
         if line and not line.startswith((" ", "#")):
             name = _normalised(line)
         if name and line and not line.lstrip().startswith("#"):
@@ -89,7 +97,7 @@ def _pinned_requirements(project: Path) -> str:
     wanted = _closure("resurgam")
     missing = wanted - set(blocks)
     if missing:
-        raise BuildFailed(f"{constraints} does not pin {', '.join(sorted(missing))}")
+        raise BuildFailed(f"{pinned} does not pin {', '.join(sorted(missing))}")
     return "\n".join(line for wheel in sorted(wanted) for line in blocks[wheel]) + "\n"
 
 
@@ -112,8 +120,13 @@ def _closure(distribution: str) -> set[str]:
     return found
 
 
+def libraries_directory(cache: Path, requirements: str) -> Path:
+    """Where they are unpacked once and for all."""
+    return cache / f"lib-{hashlib.sha256(requirements.encode()).hexdigest()[:16]}"
+
+
 def _libraries(cache: Path, requirements: str) -> Path:
-    directory = cache / f"lib-{hashlib.sha256(requirements.encode()).hexdigest()[:16]}"
+    directory = libraries_directory(cache, requirements)
     if directory.exists():
         return directory
     cache.mkdir(parents=True, exist_ok=True)

@@ -91,6 +91,8 @@ SECTIONS: tuple[Section, ...] = (
             Key("retry_first", "retry_first_seconds", _D, "delay before the second try of a step; doubles each time",
                 0.05, 3600),
             Key("retry_longest", "retry_longest_seconds", _D, "the longest such delay", 0.05, 86400),
+            Key("stray_sweep", "stray_sweep_seconds", _D, "how often clouds are searched for VMs that no record names; "
+                "one that is left over for so long is fenced and deleted", 5, 86400),
             Key("operations_max", "operations_max", _C, "operations kept at once", 1, 1_000_000),
         ),
     ),

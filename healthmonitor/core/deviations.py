@@ -118,6 +118,20 @@ KINDS: Mapping[str, Kind] = {
         "look for the VM in its cloud and switch it off",
         _lease,
     ),
+    "vm_left_over": Kind(
+        Severity.ERROR,
+        "VM {subject} is left over and is not removed",
+        "A VM of an earlier generation, or of a deleted instance, is still in its cloud, and nothing proves it off.",
+        "make sure in its cloud that it is off, and delete it there",
+        _at_once,
+    ),
+    "vm_unknown": Kind(
+        Severity.WARNING,
+        "VM {subject} is named by no record",
+        "The cloud lists it as made by Resurgam, and it cannot be told whether it is left over: it is left alone.",
+        "look at it in its cloud: delete it there, or restore the records that name it",
+        _at_once,
+    ),
     "job_failing": Kind(
         Severity.ERROR,
         "the jobs of agent {subject} fail",

@@ -85,6 +85,13 @@ class ResurrectionPolicy:
     retry_first_seconds: float = 1.0
     retry_longest_seconds: float = 120.0
     """Delay before try n of a step: first x 2^(n-1), at most the longest."""
+    stray_sweep_seconds: float = 60.0
+    """How often the leader looks in the clouds for VMs that no record names, and for how long one must have been left
+    over before it is fenced and deleted."""
+    stray_sweep_apart_seconds: float = 10.0
+    """It also looks after an operation has ended: at the earliest so long after it last did."""
+    stray_retry_longest_seconds: float = 3600.0
+    """Delay before try n to remove a left-over VM: stray_sweep x 2^(n-1), at most this."""
     operations_max: int = 10_000
     events_max: int = 100_000
     events_max_bytes: int = 64 * 1024 * 1024

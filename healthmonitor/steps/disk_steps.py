@@ -16,6 +16,7 @@ from healthmonitor.core.keys import disk_key
 from healthmonitor.core.manifest import DiskRequirement
 from healthmonitor.core.operation import STEPS, Done, Failed, Outcome, VmLost
 from healthmonitor.core.records import DiskBinding, InstanceRecord, OrphanDisk, Step, VmBinding
+from healthmonitor.core.strays import FORGOTTEN_EVENT, GENERATION_FIELD
 from healthmonitor.steps.context import StepContext
 from protocol.ids import DiskCid, VmCid
 
@@ -213,6 +214,10 @@ async def forget(context: StepContext) -> Outcome:
         else:
             await _keep_as_orphan(context, record, disk, cid)
             await context.event("disk.orphaned", f"disk {disk.name} ({cid}) is kept without an instance")
+    # The timeline is what tells a VM of this instance that turns up later from one of a journal that was lost.
+    await context.event(
+        FORGOTTEN_EVENT, "the instance is forgotten; nothing runs for it", {GENERATION_FIELD: str(record.generation)}
+    )
     context.check_ours()
     await context.tools.journal.delete_instance(record)
     context.tools.crash_point("journal:instance forgotten")

@@ -101,8 +101,9 @@ async def _observe(context: StepContext, vm: VmBinding) -> VmObservation:
 
 
 async def guard(context: StepContext) -> Outcome:
-    """Admission. A VM that was confirmed missing a while ago (it was held back, or another monitor takes over) may have
-    come back meanwhile: then nothing is rebuilt, and before it is admitted after all it is asked once more."""
+    """Whether the VM may be rebuilt now: switches, storms, limits. One that was confirmed missing a while ago (it was
+    held back, or another monitor takes over) may have come back meanwhile: then nothing is rebuilt, and before it is
+    admitted after all it is asked once more."""
     vm = context.operation.old_vm
     confirmed_lately = context.tools.unix_time() - context.operation.step_started_at <= _CONFIRMED_SECONDS
     if not confirmed_lately and vm is not None and context.tools.fleet.verdict(vm.agent_id) is Verdict.ALIVE:
@@ -145,6 +146,8 @@ async def drain(context: StepContext) -> Outcome:
 
 
 async def fence(context: StepContext) -> Outcome:
+    """The old VM is made unable to write, with a proof from the hypervisor's side or a person's word. Without one it
+    stays here, shown as unfenced, and its disks where they are."""
     vm = context.operation.old_vm
     if vm is None:
         return Done("no VM to fence")
@@ -191,6 +194,7 @@ def _came_back(context: StepContext, vm: VmBinding) -> bool:
 
 
 async def delete_vm(context: StepContext) -> Outcome:
+    """The cloud's record of the old VM is deleted, and the instance's."""
     vm = context.operation.old_vm
     if vm is not None:
         cid = await _cid_of(context, vm)

@@ -27,6 +27,7 @@ _ENTROPY_BYTES = 32
 
 
 async def create_vm(context: StepContext) -> Outcome:
+    """The next generation's VM: its intent written, then made under its key, so that a second try finds the first."""
     record = context.record()
     old = context.operation.old_vm
     vm = record.vm
@@ -166,6 +167,7 @@ async def mount(context: StepContext) -> Outcome:
 
 
 async def apply(context: StepContext) -> Outcome:
+    """The agent is told what to run, and disks that are not wanted any more are released."""
     await send_specification(context)
     note = await disk_steps.release_unwanted(context)
     return Done(f"revision {context.record().revision}" + (f"; {note}" if note else ""))

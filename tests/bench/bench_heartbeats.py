@@ -252,6 +252,9 @@ class Expected:
 
 
 class Idle:
+    def strays(self) -> tuple[()]:
+        return ()
+
     def set_judgement(self, judgement: Judgement) -> None:
         return None
 

@@ -14,7 +14,7 @@ from healthmonitor.channels.channel import ChannelRefused, ChannelUnavailable, N
 from healthmonitor.channels.email import EmailChannel, EmailSettings
 from healthmonitor.core.records import Severity
 from tests.support.certificates import make_authority
-from tests.support.debian_servers import alertmanager, postfix
+from tests.support.debian_servers import alertmanager, listens, postfix
 from tests.support.notifications import OPENED, many, nasty, notification, resolved
 from tests.support.receivers import http_receiver, mail_server
 from tests.support.waiting import until
@@ -58,6 +58,7 @@ async def test_postfix_takes_queues_and_refuses(tmp_path: Path) -> None:
         with pytest.raises(ChannelUnavailable, match="ca_file"):
             await wary.deliver(OPENED)
     assert len(behind.mails) == 3
+    assert not await listens(server.port)  # nothing of it is left
 
 
 def now(told: Notification, opened_ago_seconds: float = 60.0) -> Notification:

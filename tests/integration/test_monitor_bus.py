@@ -22,6 +22,7 @@ from healthmonitor.core.judgement import Judgement, Verdict
 from healthmonitor.core.manifest import InstanceGroup, UpdatePolicy, VmSize
 from healthmonitor.core.policy import IncidentPolicy, LivenessPolicy, Policy
 from healthmonitor.core.records import Incident, InstanceRecord, VmBinding
+from healthmonitor.core.strays import Listed, Standing, Stray
 from healthmonitor.journal import Journal
 from healthmonitor.metrics import MonitorMetrics
 from healthmonitor.monitor import Monitor
@@ -168,6 +169,10 @@ class RecordingResurrector:
         self.judgement = Judgement(0.0)
         self.ever_missing: set[InstanceId] = set()
         self.woken = 0
+        self.found: tuple[Stray, ...] | None = ()
+
+    def strays(self) -> tuple[Stray, ...] | None:
+        return self.found
 
     def set_judgement(self, judgement: Judgement) -> None:
         self.judgement = judgement
@@ -355,6 +360,23 @@ async def test_a_follower_judges_and_tells_nobody(site: Site) -> None:
         assert not journal.incidents()
         site.leading.leads = True
         await until(lambda: "vm_missing:shop/db/0" in site.told(Transition.OPENED))
+
+
+async def test_a_left_over_vm_is_an_incident_until_it_is_known_to_be_gone(site: Site) -> None:
+    """One that cannot be removed is told. A monitor that has only just begun to lead has not looked yet: that resolves
+    nothing; a sweep without it does."""
+    listed = Listed(site.cloud.name, VmCid("vm-9"), "shop-db-0-g1", {})
+    site.resurrector.found = (Stray(listed, Standing.LEFT_OVER, "generation 1 of shop/db/0", "no proof"),)
+    key = f"vm_left_over:{site.cloud.name}:vm-9"
+    async with site.monitor() as (monitor, journal):
+        await settled(monitor)
+        await until(lambda: key in site.told(Transition.OPENED))
+        site.resurrector.found = None
+        turns = monitor.turns
+        await until(lambda: monitor.turns > turns + 3)
+        assert journal.incidents()[key].resolved_at is None
+        site.resurrector.found = ()
+        await until(lambda: key in site.told(Transition.RESOLVED))
 
 
 async def test_an_agents_alert_is_an_event_and_is_told_once(site: Site) -> None:

@@ -106,6 +106,8 @@ class SimulatedDisk:
     size_mib: int
     said_free: bool = False  # the cloud's record says that nobody holds it, whatever is true
     stuck: bool = False  # detaching says yes and does nothing
+    slips: bool = False  # attaching says yes and does nothing
+    shared: bool = False  # attaching does not look who holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ class SimulatedCloud:
         for vm in self._vms.values():
             vm.host_dead = False
         for disk in self._disks.values():
-            disk.stuck = False
+            disk.stuck = disk.slips = disk.shared = False
 
     def kill_vm(self, cid: VmCid, announced: bool = True) -> None:
         """SIGKILL of the hypervisor's process, or the host's power."""
@@ -330,10 +332,10 @@ class SimulatedCloud:
                 raise DiskNotFound(f"no disk {disk}")
             found = self._recorded_vm(vm)
             others = self._said_holders(disk) - {vm}
-            if others:
+            if others and not self._disks[disk].shared:
                 raise DiskHeld(f"{disk} is attached to {', '.join(sorted(others))}", others)
             self._disks[disk].said_free = False
-            if disk not in found.attached:
+            if disk not in found.attached and not self._disks[disk].slips:
                 found.attached.add(disk)
                 found.machine.attach(disk)
                 self._changed()

@@ -85,11 +85,28 @@ async def postfix(relay_port: int, tls: Authority) -> AsyncIterator[Postfix]:
         (root / "etc" / "master.cf").write_text(MASTER.format(port=port))
         environment = {**os.environ, "PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}"}
         command = ("postfix", "-c", str(root / "etc"), "start-fg")
-        async with process(*command, environment=environment, group=True):
-            await until(lambda: _listens(port), what=f"Postfix on {port}")
-            yield Postfix(port, root / "log")
+        async with process(*command, environment=environment) as script:
+            try:
+                await until(lambda: listens(port), what=f"Postfix on {port}")
+                yield Postfix(port, root / "log")
+            finally:
+                await _end_master(root / "queue" / "pid" / "master.pid", script)
     finally:
         shutil.rmtree(root)
+
+
+async def _end_master(pid_file: Path, script: asyncio.subprocess.Process) -> None:
+    """Postfix's first process has a session of its own, so it is ended by its own id; the script waits for it."""
+    if not pid_file.exists():
+        return
+    master = int(pid_file.read_text())
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(master, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                await script.wait()
+                return
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,34 +137,27 @@ async def alertmanager(directory: Path, receiver_url: str) -> AsyncIterator[Aler
         "--cluster.listen-address=",
     )
     async with process(*command, environment=dict(os.environ)):
-        await until(lambda: _listens(port), what=f"Alertmanager on {port}")
+        await until(lambda: listens(port), what=f"Alertmanager on {port}")
         yield Alertmanager(f"http://127.0.0.1:{port}")
 
 
 @contextlib.asynccontextmanager
-async def process(
-    *command: str, environment: dict[str, str], group: bool = False
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`group`: its children are in its own process group and end with it."""
+async def process(*command: str, environment: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Ended at the end, if it has not ended; then what it said is shown."""
     with tempfile.TemporaryFile() as log:
-        child = await asyncio.create_subprocess_exec(
-            *command, stdout=log, stderr=log, env=environment, start_new_session=group
-        )
+        child = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=environment)
         try:
             yield child
         finally:
-            await _end(child, group)
+            await _end(child)
             log.seek(0)
             print(log.read().decode("utf-8", "replace")[-4000:])
 
 
-async def _end(child: asyncio.subprocess.Process, group: bool) -> None:
+async def _end(child: asyncio.subprocess.Process) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            if group:
-                os.killpg(child.pid, number)
-            else:
-                child.send_signal(number)
+            child.send_signal(number)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(10):
                 await child.wait()
@@ -161,7 +171,7 @@ def free_port() -> int:
         return port
 
 
-async def _listens(port: int) -> bool:
+async def listens(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionError:

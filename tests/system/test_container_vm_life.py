@@ -77,6 +77,10 @@ class Inside:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
+    async def signal(self, name: str, pid: str) -> None:
+        """There is no `kill` but the shell's own."""
+        await self.run("sh", "-c", f"kill -{name} {int(pid)}")
+
     async def main_pid(self, unit: str) -> str:
         return await self.run("systemctl", "show", "--property=MainPID", "--value", unit)
 
@@ -88,7 +92,7 @@ class Inside:
 
     async def kill_process_of(self, container: str) -> None:
         pid = await self.run("docker", "inspect", "-f", "{{.State.Pid}}", container)
-        await self.run("kill", "-9", pid)
+        await self.signal("KILL", pid)
 
     async def all_run_anew(self, before: dict[str, str], names: set[str], seconds: float = 60.0) -> dict[str, str]:
         async def anew() -> dict[str, str] | None:
@@ -169,15 +173,15 @@ async def test_the_engine_recovers_unaided_and_heartbeats_never_pause(inside: In
     before = await inside.runs()
     old = await inside.main_pid("docker.service")
     async with listening(inside.site) as heard:
-        await inside.run("kill", f"-{signal_name}", old)
+        await inside.signal(signal_name, old)
 
         async def another() -> bool:
             return await inside.main_pid("docker.service") not in ("0", old)
 
         await until(another, 120, "another dockerd", every_seconds=0.5)
         await inside.site.running(INSTANCE, 60)
+        await until(lambda: len(heard) > 5, 30, "heartbeats")
         gaps = [later - earlier for earlier, later in itertools.pairwise(heard)]
-    assert len(heard) > 4
     assert max(gaps) < 2.0, gaps  # the interval is 0.5 s, the lease 2 s
     assert await inside.runs() == before
 
@@ -186,7 +190,7 @@ async def test_an_agent_killed_with_9_restarts_nothing(inside: Inside) -> None:
     """systemd starts it again; it adopts what runs."""
     before = await inside.runs()
     old = await inside.main_pid("resurgam-agent.service")
-    await inside.run("kill", "-9", old)
+    await inside.signal("KILL", old)
 
     async def another() -> bool:
         return await inside.main_pid("resurgam-agent.service") not in ("0", old)

@@ -12,7 +12,6 @@ from agent.core.backoff import (
     after_end,
     after_good_run,
     after_refusal,
-    after_unknown,
     gap_seconds,
     is_crash_loop,
 )
@@ -48,10 +47,8 @@ def test_reset(ran_seconds: float, forgotten: bool) -> None:
 
 
 def test_a_refusal_is_not_retried_at_once() -> None:
-    """The engine's no has a gap from the first time on; an unknown outcome has one too and counts as no failure."""
+    """The engine's no has a gap from the first time on."""
     assert after_refusal(Backoff(), 10.0, POLICY) == Backoff(1, 10.5)
-    assert after_unknown(Backoff(2, 5.0), 10.0, POLICY) == Backoff(2, 11.0)
-    assert after_unknown(Backoff(2, 50.0), 10.0, POLICY) == Backoff(2, 50.0)
 
 
 @given(st.lists(st.floats(0, 200), max_size=50))

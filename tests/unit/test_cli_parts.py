@@ -13,7 +13,7 @@ import pytest
 from healthmonitor.cli.addressing import find_instance, instances_matching
 from healthmonitor.cli.demo_data import DemoData, DemoFailed
 from healthmonitor.cli.failures import CliFailure, ExitCode
-from healthmonitor.cli.manifest_upload import env_file_names
+from healthmonitor.cli.manifest_upload import read_env_files
 from healthmonitor.cli.place import find_place
 from healthmonitor.cli.redis_wire import Redis, RedisRefused, Reply
 from healthmonitor.cli.screen import duration, parse_duration, plain_table
@@ -125,19 +125,39 @@ def test_the_nearest_site_is_found(tmp_path: Path) -> None:
         ("{env_file: [a.env, b.env, a.env]}", ["a.env", "b.env"]),
         ("{env_file: {path: a.env}}", ["a.env"]),
         ("{env_file: [{path: a.env, format: raw}, b.env]}", ["a.env", "b.env"]),
+        ("{env_file: [{path: none.env, required: false}, b.env]}", ["b.env"]),
+        ("{env_file: [none.env, b.env]}", ["b.env"]),
+        ("{env_file: '$WHERE.env'}", ["a.env"]),
+        ("{env_file: '${ELSEWHERE:-b}.env'}", ["b.env"]),
+        ("{env_file: '${UNKNOWN}.env'}", []),
+        ("{env_file: 'a$$b.env'}", ["a$b.env"]),
+        ("{env_file: a.env, nonsense: 1}", ["a.env"]),
         ("{image: x}", []),
         ("[1, 2]", []),
     ],
 )
-def test_env_files_are_found(container: str, names: list[str]) -> None:
-    """Whatever way Compose allows to write them; other errors are left to the parser."""
-    assert env_file_names(f"instance_groups: [{{containers: {{c: {container}}}}}]") == names
+def test_env_files_are_found(container: str, names: list[str], tmp_path: Path) -> None:
+    """Whatever way Compose allows to write them, with variables as the parser puts them in; what is not there is left
+    to the monitor, which knows whether it must be and names the line, as it does with all other errors."""
+    for name in ("a.env", "b.env", "a$b.env"):
+        (tmp_path / name).write_text(f"FROM={name}\n".replace("$", "$$"))
+    text = f"name: shop\ninstance_groups: [{{name: g, containers: {{c: {container}}}}}]\n"
+    found = read_env_files(text, tmp_path / "shop.yml", {"WHERE": "a"})
+    assert list(found) == names
+
+
+def test_an_env_file_that_cannot_be_read_ends_the_command(tmp_path: Path) -> None:
+    """It is there, so the monitor must not be told that it is not."""
+    (tmp_path / "a.env").write_bytes(b"A=\xff\n")
+    text = "name: shop\ninstance_groups: [{name: g, containers: {c: {image: x, env_file: a.env}}}]\n"
+    with pytest.raises(CliFailure, match=r"a\.env cannot be read"):
+        read_env_files(text, tmp_path / "shop.yml", {})
 
 
 @pytest.mark.parametrize("text", ["", "[", "1", "instance_groups: 3", "instance_groups: [3]"])
-def test_a_manifest_that_is_none_names_no_files(text: str) -> None:
+def test_a_manifest_that_is_none_names_no_files(text: str, tmp_path: Path) -> None:
     """Nothing is raised: the monitor says what is wrong, with the line."""
-    assert env_file_names(text) == []
+    assert read_env_files(text, tmp_path / "shop.yml", {}) == {}
 
 
 def test_a_plain_table_is_aligned() -> None:
@@ -220,8 +240,8 @@ def test_lost_data_are_not_overlooked(server: RedisServer) -> None:
     before = data.write()
     data.write_more("later")
     assert data.check("at once") == before
-    assert "SHUTDOWN" in data.crash()
-    assert data.check("after the crash") == before
+    assert "SHUTDOWN" in data.end_redis()
+    assert data.check("after its end") == before
     server.values[b"demo:0007"] = b"other"
     with pytest.raises(DemoFailed, match="1 of 501 keys"):
         data.check("changed")

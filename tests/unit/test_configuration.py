@@ -249,7 +249,14 @@ def test_every_key_sets_its_field(section: Any) -> None:
 NOT_SETTABLE = {
     "alerts": {"outbox_max_bytes"},
     "liveness": {"offset_window_seconds", "asks_max_in_flight", "observes_max_in_flight"},
-    "resurrection": {"boot_look_seconds", "cloud_calls_max", "journal_refresh_seconds", "timings_max"},
+    "resurrection": {
+        "boot_look_seconds",
+        "cloud_calls_max",
+        "journal_refresh_seconds",
+        "timings_max",
+        "stray_sweep_apart_seconds",
+        "stray_retry_longest_seconds",
+    },
 }
 """Limits of the inside, which no site needs to change."""
 

@@ -1,4 +1,4 @@
-"""Who is told of what, in which order, and what happens when the journal or a channel is away."""
+"""What is written, in which order, and what happens when the journal is away. Who is told: tests of the desk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from dataclasses import replace
 import pytest
 
 from healthmonitor import notifier as module
-from healthmonitor.channels.channel import ChannelRefused, ChannelUnavailable, Transition
+from healthmonitor.channels.channel import Transition
 from healthmonitor.core.records import Event, Incident, Severity
 from healthmonitor.notifier import Notifier
 from protocol.bus import BusUnavailable
 from tests.support.waiting import until
 
 MISSING = Incident("vm_missing:s/d/0", "vm_missing", "s/d/0", Severity.CRITICAL, "s/d/0 is missing", "why", 1.0, 1.0)
-EXPLAINED = replace(MISSING, key="engine_not_up:s/d/0", kind="engine_not_up", inhibited_by=MISSING.key)
 
 
 class Journal:
@@ -43,23 +42,28 @@ class Journal:
         return len(self.events)
 
 
-class Channel:
-    def __init__(self, name: str, errors: list[Exception] | None = None) -> None:
-        self.name = name
-        self.errors = errors or []
-        self.told: list[tuple[str, Transition]] = []
+class Teller:
+    """Alerting, as the notifier knows it."""
 
-    async def notify(self, incident: Incident, transition: Transition) -> None:
-        if self.errors:
-            raise self.errors.pop(0)
-        self.told.append((incident.key, transition))
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.told: list[str] = []
+        self.noted: list[str] = []
+
+    def see(self, incident: Incident) -> None:
+        assert self._journal.written.get(incident.key) == incident, "it is told only what is written"
+        self.told.append(incident.key)
+
+    def note(self, incident: Incident) -> None:
+        self.noted.append(incident.key)
 
 
 class Desk:
-    def __init__(self, *channels: Channel) -> None:
+    def __init__(self) -> None:
         self.journal = Journal()
         self.leads = True
-        self.notifier = Notifier(self.journal, channels, lambda: self.leads, lambda: 5.0)
+        self.teller = Teller(self.journal)
+        self.notifier = Notifier(self.journal, self.teller, lambda: self.leads, lambda: 5.0)
 
 
 @contextlib.asynccontextmanager
@@ -79,80 +83,53 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_it_is_written_before_it_is_told_also_when_the_journal_is_away_for_a_while() -> None:
     """A journal that does not answer delays the notification; it does not lose it."""
-    channel = Channel("a")
-    desk = Desk(channel)
+    desk = Desk()
     desk.journal.refusals = 3
     async with running(desk):
         desk.notifier.put(MISSING, Transition.OPENED)
-        await until(lambda: channel.told)
+        await until(lambda: desk.teller.told)
+        await until(desk.notifier.idle)
     assert MISSING.key in desk.journal.written
     assert [event.kind for event in desk.journal.events] == ["incident.opened"]
 
 
-async def test_an_explained_incident_is_written_and_told_only_when_its_explanation_goes() -> None:
-    """A missing VM inhibits the alerts of what is on it; what outlives it is told then, as opened."""
-    channel = Channel("a")
-    desk = Desk(channel)
+async def test_what_concerns_one_incident_stays_in_order() -> None:
+    """However many are written at the same time."""
+    desk = Desk()
     async with running(desk):
-        desk.notifier.put(MISSING, Transition.OPENED)
-        desk.notifier.put(EXPLAINED, Transition.OPENED)
-        desk.notifier.put(replace(MISSING, resolved_at=9.0), Transition.RESOLVED)
-        desk.notifier.put(replace(EXPLAINED, inhibited_by=""), Transition.CHANGED)
-        await until(lambda: len(channel.told) == 3)
-    assert channel.told == [
-        (MISSING.key, Transition.OPENED),
-        (MISSING.key, Transition.RESOLVED),
-        (EXPLAINED.key, Transition.OPENED),
-    ]
-    assert len(desk.journal.events) == 4
-
-
-async def test_what_was_never_told_is_not_told_to_be_over() -> None:
-    """An inhibited incident that ends with its cause is heard of by nobody."""
-    channel = Channel("a")
-    desk = Desk(channel)
-    async with running(desk):
-        desk.notifier.put(EXPLAINED, Transition.OPENED)
-        desk.notifier.put(replace(EXPLAINED, resolved_at=9.0), Transition.RESOLVED)
-        await until(lambda: len(desk.journal.events) == 2)
+        for number in range(100):
+            key = f"k{number % 10}"
+            desk.notifier.put(replace(MISSING, key=key, detail=str(number)), Transition.CHANGED)
         await until(desk.notifier.idle)
-    assert channel.told == []
+    assert {each.detail for each in desk.journal.written.values()} == {str(number) for number in range(90, 100)}
+    assert len(desk.teller.told) == 100
 
 
-async def test_each_channel_has_its_own_line() -> None:
-    """One that cannot deliver is retried and shown, one that refuses or is broken is passed over; others go on."""
-    slow = Channel("slow", [ChannelUnavailable("greylisted"), ChannelUnavailable("greylisted")])
-    refusing = Channel("refusing", [ChannelRefused("no such recipient")])
-    broken = Channel("broken", [ValueError("defect")])
-    good = Channel("good")
-    desk = Desk(slow, refusing, broken, good)
+async def test_an_alert_that_has_no_end_is_no_record() -> None:
+    """It stands in the timeline, and is told."""
+    desk = Desk()
     async with running(desk):
-        desk.notifier.put(MISSING, Transition.OPENED)
-        await until(lambda: "slow" in desk.notifier.undelivered)
-        desk.notifier.put(replace(MISSING, resolved_at=9.0), Transition.RESOLVED)
-        await until(lambda: len(slow.told) == 2)
-        await until(desk.notifier.idle)
-    both = [(MISSING.key, Transition.OPENED), (MISSING.key, Transition.RESOLVED)]
-    assert (slow.told, good.told) == (both, both)
-    assert refusing.told == broken.told == both[1:]
-    assert not desk.notifier.undelivered
+        desk.notifier.put(MISSING, Transition.NOTED)
+        await until(lambda: desk.journal.events)
+    assert desk.teller.noted == [MISSING.key]
+    assert not desk.journal.written
 
 
 async def test_who_does_not_lead_writes_nothing_and_says_that_it_did_not() -> None:
     """What a deposed leader had in its line is left to the next one."""
-    channel = Channel("a")
-    desk = Desk(channel)
+    desk = Desk()
     desk.leads = False
     async with running(desk):
         desk.notifier.put(MISSING, Transition.OPENED)
         await until(lambda: desk.notifier.unwritten == 1)
     assert not desk.journal.written
-    assert not channel.told
+    assert not desk.teller.told
 
 
 async def test_old_resolved_incidents_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal keeps the last resolved ones and all that are open."""
     monkeypatch.setattr(module, "RESOLVED_KEPT", 3)
+    monkeypatch.setattr(module, "PRUNE_EVERY", 6)
     desk = Desk()
     async with running(desk):
         desk.notifier.put(MISSING, Transition.OPENED)

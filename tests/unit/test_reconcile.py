@@ -227,12 +227,30 @@ def test_refusals_are_named_and_retried_later(action_kind: str, error: Exception
 
 
 def test_an_unknown_outcome_is_no_failure() -> None:
-    """No answer to a start: looked at again, started again a moment later, not held against the container."""
+    """No answer to a start, again and again: looked at, started again a moment later, never held against the container;
+    it neither backs off nor loops."""
     play = Play(instance(REDIS))
     (start,) = play.look(ended(REDIS))
-    play.done(start, EngineUnavailable("no answer"))
-    assert play.look(ended(REDIS)) == ()
-    assert kinds(play.look(ended(REDIS), after=1.0)) == {("Start", "redis")}
+    failures = play.ledger.memories[REDIS.name].backoff.failures  # its own end
+    for _ in range(POLICY.backoff.crash_loop_failures + 1):
+        play.done(start, EngineUnavailable("no answer"))
+        assert play.look(ended(REDIS)) == ()
+        assert play.report("redis").state is ContainerState.PENDING
+        assert play.report("redis").detail == "no answer"
+        (start,) = play.look(ended(REDIS), after=1.0)
+        assert kinds((start,)) == {("Start", "redis")}
+    assert play.ledger.memories[REDIS.name].backoff.failures == failures
+
+
+def test_a_start_without_an_answer_that_worked_is_left_alone() -> None:
+    """The look after it shows the container running: nothing is done, and nothing is held against it."""
+    play = Play(instance(REDIS))
+    (start,) = play.look(running(REDIS, 0, status=Status.CREATED))
+    play.done(start, EngineUnavailable("no answer within 180 s"))
+    assert play.look(running(REDIS)) == ()
+    assert play.said("redis") == (ContainerState.RUNNING, Reason.NONE)
+    assert play.report("redis").detail == ""
+    assert play.look(running(REDIS), after=2.0) == ()
 
 
 def test_a_container_that_cannot_start_is_made_anew() -> None:

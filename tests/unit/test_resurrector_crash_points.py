@@ -113,6 +113,9 @@ async def _play(world: HandsWorld, name: str) -> None:
     # What a late call or a second leader might still spoil.
     await asyncio.sleep(15.0)
     _check(world, disks)
+    entries = await world.parts.process.call(world.loop.create_task, world.parts.journal.last_events(1000))
+    adopted = {entry.event.text for entry in entries if entry.event.kind == "disk.adopted"}
+    assert len(adopted) == (name == "adopt"), f"only what was let go is adopted: {adopted}"
 
 
 def _as_it_should_be(world: HandsWorld, disks: set[str]) -> bool:

@@ -147,6 +147,56 @@ def test_a_stuck_disk_is_not_attached_elsewhere() -> None:
     in_world(play)
 
 
+def test_an_attachment_is_believed_only_when_it_is_read_back() -> None:
+    """The cloud says attached and the hypervisor's side says held by nobody: the VM is not given its containers, and
+    attaching is tried until it is so."""
+
+    async def play(world: HandsWorld) -> None:
+        await _deployed(world)
+        (disk,) = world.vm_of(DB).attached
+        world.cloud.disks[disk].slips = True
+        world.cloud.kill_vm(world.vm_of(DB).cid)
+        await _held(world, Hold.RETRYING)
+        await asyncio.sleep(60.0)
+        operation = world.operation(DB)
+        assert operation is not None
+        assert operation.step is Step.ATTACH
+        assert "read back it is held by nobody" in operation.error
+        assert world.machines[world.vm_of(DB).cid].asked == []
+        world.cloud.disks[disk].slips = False
+        await world.until(world.idle, "rebuilt")
+        assert world.vm_of(DB).attached == {disk}
+
+    in_world(play)
+
+
+def test_a_disk_that_another_vm_holds_is_not_attached_beside_it() -> None:
+    """In a cloud that attaches one disk to several VMs without a word: asked first who holds it, never two writers."""
+
+    async def play(world: HandsWorld) -> None:
+        await _deployed(world)
+        vm = world.vm_of(DB)
+        (disk,) = vm.attached
+        await world.deploy(deployment(group(disks={}), revision=2))
+        await world.until(lambda: world.idle() and not vm.attached, "let go")
+        theirs = await world.cloud.create_vm(replace(vm.request, key="theirs", tags={}))
+        world.cloud.disks[disk].shared = True
+        await world.cloud.attach_disk(theirs, disk)
+        await world.deploy(deployment(group(), revision=3))
+        await _held(world, Hold.RETRYING)
+        await asyncio.sleep(60.0)
+        operation = world.operation(DB)
+        assert operation is not None
+        assert f"is held by {theirs}" in operation.error
+        assert not world.cloud.violations
+        await world.cloud.detach_disk(theirs, disk)
+        await world.until(world.idle, "attached")
+        assert vm.attached == {disk}
+        assert not world.cloud.violations
+
+    in_world(play)
+
+
 def test_a_lost_disk_is_never_replaced_by_an_empty_one() -> None:
     """A disk that the cloud does not find stops the operation at once and for good; nothing is made in its place."""
 
