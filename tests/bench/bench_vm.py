@@ -66,14 +66,11 @@ def report(network: str, rounds: list[Round]) -> None:
         return statistics.median(getattr(each, name) for each in rounds)
 
     total, own = median("total"), median("own")
+    totals = sorted(each.total for each in rounds)
     print(f"VM killed, Redis with `{network}`, {len(rounds)} rounds, medians in seconds:")
-    print(
-        f"  total {total:.2f} (min {min(each.total for each in rounds):.2f}, max {max(each.total for each in rounds):.2f})"
-    )
-    print(
-        f"  cloud {median('cloud'):.2f}, boot {median('boot'):.2f}, container start {median('containers'):.2f}, own {own:.2f}"
-    )
-    print(f"  total / floor {statistics.median(each.total / each.floor for each in rounds):.2f}")
+    print(f"  total {total:.2f} (min {totals[0]:.2f}, max {totals[-1]:.2f})")
+    print(f"  cloud {median('cloud'):.2f}, boot {median('boot'):.2f}, container start {median('containers'):.2f}")
+    print(f"  own {own:.2f}; total / floor {statistics.median(each.total / each.floor for each in rounds):.2f}")
     for what, value, allowed in (("total", total, ALLOWED_SECONDS), ("own", own, ALLOWED_OWN_SECONDS)):
         print(f"  {what} {value:.2f} s: {'within' if value <= allowed else 'MORE THAN'} the {allowed:g} s allowed")
 
