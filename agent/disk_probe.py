@@ -7,6 +7,7 @@ Does not know: what follows from it (agent/core/disk_safety.py).
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -56,8 +57,7 @@ def mounts() -> tuple[mount_table.Mounted, ...]:
 async def probe(device: str, thread: LoneThread) -> Probe:
     """Everything that decides over `device`; NotADevice. `thread` reads its bytes, which may hang."""
     number = device_number(device)
-    found = await _blkid(device)
-    signatures, complaint = await _wipefs(device)
+    found, (signatures, complaint) = await asyncio.gather(_blkid(device), _wipefs(device))
     errors = list(found.errors)
     if complaint:
         errors.append(complaint)

@@ -53,6 +53,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+LABEL_NETWORKS = "org.resurgam.networks"
 EVENTS = ("create", "start", "die", "oom", "destroy", "health_status", "pause", "unpause", "rename")
 """Health checks make exec events all the time; those are not asked for."""
 PROBE_PATH = "/containers/json?filters=" + quote(json.dumps({"label": [LABEL_INSTANCE]}))
@@ -156,7 +157,15 @@ class DockerEngine:
         )
 
     async def start(self, container_id: str) -> None:
-        await self._call(self._action_threads, self._limits.action_seconds, lambda client: client.start(container_id))
+        known = self._inspected.get(container_id)
+        has_run = known is not None and bool(known[1].run)
+
+        def start(client: APIClient) -> None:
+            if not has_run:
+                _join_networks(client, container_id)
+            client.start(container_id)
+
+        await self._call(self._action_threads, self._limits.action_seconds, start)
 
     async def stop(self, container_id: str, grace_seconds: float) -> None:
         grace = max(1, math.ceil(grace_seconds))
@@ -283,7 +292,12 @@ def _create(
     networks: tuple[str, ...],
     mounts: Mapping[str, str],
 ) -> str:
-    labels = {LABEL_INSTANCE: instance, LABEL_CONTAINER: container.name, LABEL_HASH: spec_hash(container)}
+    labels = {
+        LABEL_INSTANCE: instance,
+        LABEL_CONTAINER: container.name,
+        LABEL_HASH: spec_hash(container),
+        LABEL_NETWORKS: ",".join(networks),
+    }
     options = container_options(client, container, networks, mounts, labels)
     try:
         container_id: str = client.create_container(name=container.name, **options)["Id"]
@@ -291,9 +305,18 @@ def _create(
         if error.response is None or error.response.status_code != 409:
             raise
         return _existing(client, container.name, labels)
-    for network in networks[1:]:
-        client.connect_container_to_network(container_id, network, aliases=[container.name])
     return container_id
+
+
+def _join_networks(client: APIClient, container_id: str) -> None:
+    """Before its first start. The engine's creation takes one network only; the others are joined here and not there,
+    because whoever creates may not live to do it, and what starts must not lack a network."""
+    found = client.inspect_container(container_id)
+    labels = found["Config"].get("Labels") or {}
+    joined = (found.get("NetworkSettings") or {}).get("Networks") or {}
+    for network in filter(None, labels.get(LABEL_NETWORKS, "").split(",")):
+        if network not in joined:
+            client.connect_container_to_network(container_id, network, aliases=[labels[LABEL_CONTAINER]])
 
 
 def _existing(client: APIClient, name: str, labels: Mapping[str, str]) -> str:

@@ -450,6 +450,22 @@ async def test_a_host_path_that_is_not_there_is_an_error(agent: Agent, tmp_path:
     await agent.until_state("redis", ContainerState.RUNNING)
 
 
+async def test_a_container_that_was_only_created_joins_all_its_networks(docker: OwnDocker) -> None:
+    """Whoever made it did not live to see it: whoever starts it, also without a look before, sees to its networks."""
+    networks = ("front-net", "back-net")
+    await docker.engine().ensure_networks(networks)
+    spec = container("both", network_mode="", networks=networks, command=SLEEP)
+    container_id = await docker.engine().create("shop/db/0", spec, {})
+    docker.docker("network", "disconnect", "back-net", "both", check=False)  # however far its maker had come
+    await docker.engine().start(container_id)
+    shown = docker.docker("inspect", "-f", "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}", "both")
+    assert sorted(shown.stdout.decode().split()) == ["back-net", "front-net"]
+    assert docker.docker("exec", "both", "cat", "/proc/net/dev").stdout.count(b"eth") == 2
+    await docker.engine().stop(container_id, 1)
+    await docker.engine().start(container_id)
+    docker.remove_all()
+
+
 async def test_containers_find_each_other_by_name(agent: Agent) -> None:
     """On the instance's own network a container reaches another by its name."""
     server = container("server", network_mode="", command=("sh", "-c", "while true; do echo hello | nc -l -p 80; done"))

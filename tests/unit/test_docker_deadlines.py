@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,32 +12,39 @@ import pytest
 
 from agent.docker import DockerEngine, EngineLimits
 from agent.engine import EngineUnavailable, Probe
+from tests.support.waiting import until
 
 SHORT = 0.2
 LONG = 20.0
 
 
 class SlowEngine:
-    """Says its version at once, and answers anything else only after `release`."""
+    """Says its version at once, and answers anything else only after `release`. One request a connection, so that none
+    is left open."""
 
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
+        self.open = 0
         self.asked: list[str] = []
         self.release = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while request := (await reader.readline()).decode():
-            while (await reader.readline()).strip():
-                pass
-            method, path, _ = request.split()
-            if path.endswith("/version"):
-                payload = json.dumps({"ApiVersion": "1.41", "MinAPIVersion": "1.12"}).encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(payload), payload))
-                continue
+        self.open += 1
+        method, path, _ = (await reader.readline()).decode().split()
+        while (await reader.readline()).strip():
+            pass
+        answer, payload = b"204 No Content", b""
+        if path.endswith("/version"):
+            answer, payload = b"200 OK", json.dumps({"ApiVersion": "1.41", "MinAPIVersion": "1.12"}).encode()
+        else:
             self.asked.append(f"{method} {path}")
             await self.release.wait()
-            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            if path.endswith("/json"):  # an inspection
+                answer, payload = b"200 OK", b'{"Config": {}}'
+        head = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (answer, len(payload))
+        writer.write(head + payload)
         writer.close()
+        self.open -= 1
 
 
 @pytest.fixture
@@ -45,6 +53,11 @@ async def slow(tmp_path: Path) -> AsyncIterator[SlowEngine]:
     async with await asyncio.start_unix_server(engine.serve, engine.socket_path):
         yield engine
         engine.release.set()
+        await until(lambda: engine.open == 0 and not docker_threads(), 10, "the end of all calls")
+
+
+def docker_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("docker ")]
 
 
 async def test_a_slow_start_is_waited_for_while_probe_and_questions_are_quick(slow: SlowEngine) -> None:
