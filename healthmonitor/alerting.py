@@ -119,6 +119,7 @@ class Alerting:
         self._woken = asyncio.Event()
         self._led_at = self._loop.time()  # who starts without a bus says so too
         self._dispatching = False
+        self.running = False
         self._noted: dict[str, Incident] = {}  # until they are written down
         self._bus_alarm: Incident | None = None
         self._tests = 0
@@ -276,6 +277,8 @@ class Alerting:
     # Running.
 
     async def run(self) -> None:
+        """Until cancelled. May be begun before the bus was ever there: that it is not is then told."""
+        self.running = True
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch_bus(), name="alerting-bus")

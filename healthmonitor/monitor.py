@@ -152,7 +152,8 @@ class Monitor:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._ears.sing(lambda: self._policy.liveness.canary_interval_seconds), name="canary")
                 tasks.create_task(self.notifier.run(), name="notifier")
-                tasks.create_task(self.alerting.run(), name="alerting")
+                if not self.alerting.running:
+                    tasks.create_task(self.alerting.run(), name="alerting")
                 await self._turn_for_ever(tasks)
         finally:
             await self._ears.close()

@@ -179,6 +179,7 @@ class Service:
                 serving = tasks.create_task(server.run(), name="api")
                 tasks.create_task(self._watch(monitor), name="watchdog")
                 tasks.create_task(self._until_stopped(server, serving), name="stop")
+                tasks.create_task(monitor.alerting.run(), name="alerting")
                 await self._open(journal, agents)
                 log.info("ready", monitor=monitor_id, api=address, clouds=list(clouds))
                 self._notify.ready(f"monitor {monitor_id}, API {address}")

@@ -14,6 +14,7 @@ import time
 BENCHES = (
     ("a killed container runs again, against the bare start", "bench_restart", ("--rounds", "20")),
     ("the agent with 20 containers and nothing to do", "bench_agent_footprint", ("--seconds", "30")),
+    ("a verdict is a page in the receiver's hands", "bench_alerts", ("--rounds", "20")),
     ("heartbeats for a core, against a bare subscriber", "bench_heartbeats", ()),
     ("a killed VM is back with its data", "bench_vm", ("--rounds", "5")),
 )

@@ -123,6 +123,19 @@ async def site(tmp_path: Path) -> AsyncIterator[tuple[NatsServer, Receiver, Moni
             await receiver.stop()
 
 
+async def test_a_monitor_that_finds_no_bus_says_so(site: tuple[NatsServer, Receiver, MonitorProcess]) -> None:
+    """Also when it never had one: from memory, and its end when the bus comes."""
+    server, receiver, monitor = site
+    await monitor.kill()
+    await server.stop()
+    receiver.bodies.clear()
+    await monitor.start()
+    await until(lambda: [body["transition"] for body in receiver.bodies] == ["opened"], 30)
+    assert "bus_lost:monitor" in receiver.text()
+    await server.start()
+    await until(lambda: [body["transition"] for body in receiver.bodies] == ["opened", "resolved"], 30)
+
+
 @pytest.mark.timeout(200)
 async def test_killed_with_9_it_tells_everything_and_doubles_little(
     site: tuple[NatsServer, Receiver, MonitorProcess],
