@@ -21,7 +21,7 @@ from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.judgement import Judgement, Verdict
 from healthmonitor.core.manifest import InstanceGroup, UpdatePolicy, VmSize
 from healthmonitor.core.policy import IncidentPolicy, LivenessPolicy, Policy
-from healthmonitor.core.records import Incident, InstanceRecord, VmBinding
+from healthmonitor.core.records import InstanceRecord, VmBinding
 from healthmonitor.core.strays import Listed, Standing, Stray
 from healthmonitor.journal import Journal
 from healthmonitor.metrics import MonitorMetrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -460,6 +461,11 @@ def test_no_structure_raises_anything_but_manifest_errors(document: dict[str, An
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.binary(max_size=100), st.text(max_size=100)))
 def test_no_text_raises_anything_but_manifest_errors(text: bytes | str) -> None:
-    """Random bytes and text are no configuration."""
-    with pytest.raises(ManifestErrors):
+    """Random bytes and text are refused, or, now and then (`{}`), a configuration; nothing else happens."""
+    with contextlib.suppress(ManifestErrors):
         parse_configuration(text, "c.yml")
+
+
+def test_an_empty_mapping_is_a_configuration_of_defaults() -> None:
+    """Found by the test above."""
+    assert parse_configuration("{}", "c.yml").policy == Policy()
