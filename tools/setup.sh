@@ -38,7 +38,10 @@ if [ "$wanted" = vms ]; then
     need qemu-system-x86_64 qemu-system-x86
     need qemu-img qemu-utils
     need mmdebstrap mmdebstrap
-    need busybox busybox
+    # A test's container image is one busybox and nothing else, so it must be linked statically.
+    if ! busybox=$(command -v busybox) || ldd "$busybox" >/dev/null 2>&1; then missing="$missing busybox-static"; fi
+    need ip iproute2
+    need mkfs.xfs xfsprogs
     need mke2fs e2fsprogs
     need tar tar
     need dockerd docker.io
