@@ -172,6 +172,10 @@ class Faults:
         monitor.process.kill_after(int(fault.target * 40))
         monitor.stays_down_seconds = fault.lasts_seconds + 0.5
 
+    def weather_is_calm(self) -> bool:
+        """False while messages are lost, doubled or slow: then silence is the bus's doing as long as that lasts."""
+        return self._world.server.weather == self._calm
+
     # One fault each.
 
     def _kill(self, machine: Machine, announced: bool) -> None:

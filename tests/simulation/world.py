@@ -496,6 +496,8 @@ class World:
     def _check_spared(self, operation: Operation) -> None:
         """The VM about to be fenced must not be one of which nothing bad has happened for longer than a lease."""
         assert operation.old_vm is not None
+        if not self.faults.weather_is_calm():
+            return  # a bus that loses every third message is a disturbance for as long as it does (mixed, seed 7)
         for machine in self.fleet_of_machines.values():
             if machine.key != operation.old_vm.key or machine.power is not PowerState.RUNNING:
                 continue
