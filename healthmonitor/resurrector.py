@@ -498,8 +498,9 @@ class Resurrector:
         held = self.held_back(operation)
         if held is not None:
             return held
-        self._admitted.add(operation.id)
-        self._rebuilt_at.append(self._unix_time())
+        if operation.id not in self._admitted:  # else writing the event failed, and the step is repeated
+            self._admitted.add(operation.id)
+            self._rebuilt_at.append(self._unix_time())
         await self._journal.record(ADMITTED_EVENT, operation.instance, operation.reason, {"operation": operation.id})
         return Done()
 
