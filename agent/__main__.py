@@ -21,14 +21,26 @@ from typing import Any
 
 import structlog
 
-from agent import identity, mount_directories, preload, settings_sources, template
-from agent.core.desired import Held
+from agent import (
+    disk_copy,
+    identity,
+    mount_directories,
+    preload,
+    registries,
+    rehearsal,
+    settings_sources,
+    template,
+)
+from agent.core.desired import Held, Place
+from agent.core.disk_safety import Marker
 from agent.desired_state import DesiredState, Seen
 from agent.disk_keeper import DiskKeeper, KnownDisks
 from agent.disk_tools import DiskTools
 from agent.docker import DockerEngine
-from agent.dockerd import DirectDaemon, DockerDaemon, docker_daemon
+from agent.dockerd import DaemonError, DirectDaemon, DockerDaemon, docker_daemon
 from agent.engine import Engine
+from agent.image_tasks import AgentImages
+from agent.images import Images
 from agent.logging_setup import set_up_logging
 from agent.oom import CgroupOomCounters
 from agent.preload import LoadedImages
@@ -40,7 +52,7 @@ from agent.vitals import Vitals, read_sample
 from agent.watchdog import Watched, watch
 from protocol.nats_bus import NatsBus
 from protocol.settings import AgentSettings
-from protocol.spec import Wanted
+from protocol.spec import DiskSpec, InstanceSpec, Wanted
 from protocol.systemd_notify import SystemdNotify
 
 log = structlog.get_logger("agent")
@@ -54,6 +66,18 @@ HEARTBEATER_LATE_INTERVALS = 3
 HEARTBEATER_LATE_SECONDS = 10.0
 SUPERVISOR_LATE_SECONDS = 60.0
 """However the engine is, a turn takes at most a look (10 s), the notes (5 s) and the pause until the next (10 s)."""
+DOCUMENTS: tuple[type[object], ...] = (
+    AgentSettings,
+    DiskSpec,
+    Held,
+    InstanceSpec,
+    KnownDisks,
+    LoadedImages,
+    Marker,
+    Place,
+    Seen,
+)
+"""What is read and written between the first word of the centre and the start of the containers."""
 RESTART_STATUS = 1
 CONFIGURATION_STATUS = 78  # sysexits.h: EX_CONFIG
 
@@ -107,23 +131,25 @@ async def _agent(options: Options, notify: SystemdNotify) -> None:
     copy = store.document("settings", AgentSettings)
     found = await settings_sources.find(sources, copy)
     engine = DockerEngine(options.docker_socket, found.settings.registry_auth)
-    supervisor = _supervisor(engine, store, _daemon(options))
+    images = AgentImages(engine, options.state_directory / "images")
+    supervisor = _supervisor(engine, store, _daemon(options), images.images)
 
-    async def load_images() -> None:
-        if preload.image_files(options.images_directory):
-            await template.engine_up(lambda: supervisor.report().engine)
-            await preload.preload(engine, options.images_directory, store.document("images", LoadedImages))
+    async def load_images() -> tuple[str, ...]:
+        if not preload.image_files(options.images_directory):
+            return ()
+        await template.engine_up(lambda: supervisor.report().engine)
+        return await preload.preload(engine, options.images_directory, store.document("images", LoadedImages))
 
     async with asyncio.TaskGroup() as group:
         group.create_task(supervisor.run(), name="supervisor")
         if found.settings.template:
             notify.ready("template: waiting to be somebody")
-            found = await _be_template(options, found, sources, supervisor, load_images, notify)
+            found = await _be_template(options, found, sources, supervisor, engine, load_images, notify)
             await asyncio.to_thread(copy.save, found.settings)
             identity.credit_entropy(found.settings.entropy)
             group.create_task(identity.read_hardware_clock(), name="hardware-clock")
         identity.take_on(found.settings, time.time)
-        await _be_agent(options, found.settings, store, supervisor, load_images, notify)
+        await _be_agent(options, found.settings, store, supervisor, images, load_images, notify)
 
 
 async def _be_template(
@@ -131,13 +157,18 @@ async def _be_template(
     found: Found,
     sources: tuple[settings_sources.Source, ...],
     supervisor: Supervisor,
-    load_images: Callable[[], Awaitable[None]],
+    engine: DockerEngine,
+    load_images: Callable[[], Awaitable[tuple[str, ...]]],
     notify: SystemdNotify,
 ) -> Found:
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(watch(notify, (_of_supervisor(supervisor),)), name="watchdog")
         await template.engine_up(lambda: supervisor.report().engine)
-        await load_images()
+        images = await load_images()
+        rehearsal.of_documents(DOCUMENTS)
+        await rehearsal.of_disks(options.state_directory)
+        if images:
+            await rehearsal.of_containers(engine, images[0])
         found = await template.wait_to_be_somebody(found, sources, options.consoles)
         watching.cancel()
     return found
@@ -148,17 +179,26 @@ async def _be_agent(
     settings: AgentSettings,
     store: Store,
     supervisor: Supervisor,
-    load_images: Callable[[], Awaitable[None]],
+    images: AgentImages,
+    load_images: Callable[[], Awaitable[object]],
     notify: SystemdNotify,
 ) -> None:
+    await _know_registries(options, settings)
+    images.login(settings.registry_auth)
     boot_id = _boot_id()
     bus = await NatsBus.open(settings.bus, settings.agent_id)
     desired = DesiredState(
-        store.document("held", Held), store.document("seen", Seen), settings.instance, settings.generation, boot_id
+        store.document("held", Held),
+        store.document("seen", Seen),
+        settings.instance,
+        settings.generation,
+        boot_id,
+        place=store.document("place", Place),
     )
-    disks = DiskKeeper(
-        DiskTools(options.disks_directory), store.document("disks", KnownDisks), on_mounts=supervisor.set_disks
-    )
+    if desired.hostname:
+        identity.set_hostname(desired.hostname)
+    tools = DiskTools(options.disks_directory)
+    disks = DiskKeeper(tools, store.document("disks", KnownDisks), on_mounts=supervisor.set_disks)
     shell = AgentShell(
         settings=settings,
         version=version(),
@@ -167,16 +207,20 @@ async def _be_agent(
         supervisor=supervisor,
         desired=desired,
         disks=disks,
+        copies=disk_copy.DiskCopy(tools, disks, options.disks_directory.with_name(disk_copy.DIRECTORY)),
         vitals=Vitals(read_sample(boot_seconds, disks.first_mounted)),
         boot_seconds=boot_seconds,
         new_id=lambda: str(uuid.uuid4()),
+        images=images,
+        set_hostname=identity.set_hostname,
     )
+    images.connect(bus, lambda: desired.spec)
     disks.on_change(shell.heartbeater.changed)
     log.info(
         "agent.started",
         agent=settings.agent_id,
-        instance=settings.instance,
-        generation=settings.generation,
+        instance=desired.instance,
+        generation=desired.generation,
         revision=desired.spec.revision if desired.spec is not None else 0,
         bus=settings.bus.urls,
         version=version(),
@@ -186,10 +230,21 @@ async def _be_agent(
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(watch(notify, (heartbeater, _of_supervisor(supervisor))), name="watchdog")
-            notify.ready(f"{settings.instance or settings.agent_id}, generation {settings.generation}")
+            notify.ready(f"{desired.instance or settings.agent_id}, generation {desired.generation}")
             await shell.run(load_images)
     finally:
         await bus.close()
+
+
+async def _know_registries(options: Options, settings: AgentSettings) -> None:
+    """A VM whose registries cannot be written pulls without them; the pull then says what it lacks."""
+    if options.docker_socket != DOCKER_SOCKET:
+        return  # the engine is not this VM's own
+    try:
+        if await asyncio.to_thread(registries.write, settings):
+            await docker_daemon(DirectDaemon()).reload()
+    except (OSError, DaemonError) as error:
+        log.error("registries.not_written", error=str(error), next="images are pulled without")
 
 
 def _of_supervisor(supervisor: Supervisor) -> Watched:
@@ -248,13 +303,14 @@ class _Notes:
         self._document.save(notes)
 
 
-def _supervisor(engine: Engine, store: Store, daemon: DockerDaemon) -> Supervisor:
+def _supervisor(engine: Engine, store: Store, daemon: DockerDaemon, images: Images | None = None) -> Supervisor:
     return Supervisor(
         engine=engine,
         daemon=daemon,
         oom=CgroupOomCounters(),
         notes_store=_Notes(store.document("notes", dict[str, Any])),
         prepare_mounts=mount_directories.prepare,
+        images=images,
     )
 
 

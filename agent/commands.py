@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from agent import subprocesses
+from agent import libmount, subprocesses
 from agent.arguments import BadArguments
 from agent.core.desired import Refused
 from agent.disk_keeper import UnknownDisk
@@ -48,6 +48,7 @@ _EXPECTED = (
     Refused,
     TaskFault,
     UnknownDisk,
+    libmount.MountFailed,
     subprocesses.CommandFailed,
 )
 """Their text is made for the caller."""
@@ -65,7 +66,9 @@ def explain(error: Exception) -> str:
 
 
 class Commands:
-    def __init__(self, bus: Bus, agent: AgentId, generation: Generation, table: Mapping[str, Method]) -> None:
+    def __init__(
+        self, bus: Bus, agent: AgentId, generation: Callable[[], Generation], table: Mapping[str, Method]
+    ) -> None:
         self._bus = bus
         self._subject = to_agent(agent)
         self._generation = generation
@@ -110,10 +113,9 @@ class Commands:
     def _refusal(self, request: Request, method: Method | None) -> str | None:
         if method is None:
             return f"unknown message {request.method[:200]}"
-        if request.generation is not None and request.generation != self._generation:
-            return _failed(
-                request.method, f"this VM is of generation {self._generation}, the request of {request.generation}"
-            )
+        ours = self._generation()
+        if request.generation not in (None, ours) and not method.any_generation:
+            return _failed(request.method, f"this VM is of generation {ours}, the request of {request.generation}")
         count, limit = (self._quick, QUICK_MAX) if method.quick else (self._busy, AT_ONCE_MAX)
         if count >= limit:
             return _failed(request.method, f"{limit} requests are being carried out already; ask again later")

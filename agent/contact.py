@@ -1,4 +1,5 @@
-"""Whether the centre can be reached: a round trip through the bus, again and again.
+"""Whether the centre can be reached: a round trip through the bus, again and again; and the centre's word, without
+which another of the bus's servers is tried.
 
 Law: nobody waits for this; the answer is whatever the last round trips said.
 """
@@ -6,13 +7,15 @@ Law: nobody waits for this; the answer is whatever the last round trips said.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
 
 from agent.core import isolation
-from agent.core.isolation import Contact
-from protocol.bus import Bus, BusError
+from agent.core.isolation import Centre, Contact
+from protocol import subjects
+from protocol.bus import Bus, BusError, BusUnavailable, Message
 from protocol.spec import OnIsolation
 
 log = structlog.get_logger(__name__)
@@ -36,17 +39,21 @@ class CentreContact:
         self._stopping = False
         self.isolated = False
         self._wake = asyncio.Event()
+        self._centre = Centre()
         bus.on_connection_change(lambda _: self._wake.set())
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         contact = Contact(since=loop.time())
+        with contextlib.suppress(BusUnavailable):  # it is heard once there is a connection
+            await self._bus.subscribe(subjects.CENTRE, self._heard_centre)
         while True:
             self._wake.clear()
             step_seconds = self._lease_seconds() / ROUND_TRIPS_PER_LEASE
             contact = await self._round_trip(contact, step_seconds)
             decision = isolation.decide(contact, loop.time(), self._lease_seconds(), self._on_isolation())
             self._tell(decision)
+            await self._perhaps_move(loop.time())
             delay = max(0.01, min(step_seconds, decision.next_check - loop.time()))
             try:
                 async with asyncio.timeout(delay):
@@ -64,6 +71,14 @@ class CentreContact:
             log.debug("contact.no_round_trip", error=str(error))
             return contact
         return isolation.proven(contact, began_at)
+
+    def _heard_centre(self, message: Message) -> None:
+        self._centre = isolation.word_heard(asyncio.get_running_loop().time())
+
+    async def _perhaps_move(self, now: float) -> None:
+        if self._bus.connected and isolation.should_move(self._centre, now, self._lease_seconds()):
+            self._centre = isolation.moved(self._centre, now)
+            await self._bus.move("the centre is not heard through this server")
 
     def _tell(self, decision: isolation.Decision) -> None:
         if decision.isolated != self.isolated:

@@ -1,7 +1,7 @@
 """What this VM should be running, kept on disk: written first, then acted upon.
 
 Law: a change that could not be written did not happen. What was kept for another instance or generation is left
-aside, as if it were not there.
+aside, as if it were not there. What a spare was told to be holds as if its settings had said so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from agent.core import desired
-from agent.core.desired import Held
+from agent.core.desired import Held, Place
 from agent.store import KeptDocument, Write
 from protocol.ids import ContainerName, Generation, InstanceId, Revision
 from protocol.spec import InstanceSpec
@@ -39,7 +39,14 @@ class DesiredState:
         generation: Generation,
         boot_id: str,
         write: Write = asyncio.to_thread,
+        place: KeptDocument[Place] | None = None,
     ) -> None:
+        """`place`: where it is kept what a spare was told to be; without it this VM is none."""
+        self._settled = instance
+        self._place_document = place
+        self._place = place.load() if place is not None and instance is None else None
+        if self._place is not None:
+            instance, generation = self._place.instance, self._place.generation
         self.generation = generation
         self._instance = instance
         self._boot_id = boot_id
@@ -67,11 +74,30 @@ class DesiredState:
         return self._held.spec.instance if self._held.spec is not None else self._instance
 
     @property
+    def hostname(self) -> str:
+        """ "" unless a spare was told one."""
+        return self._place.hostname if self._place is not None else ""
+
+    @property
     def drained(self) -> bool:
         return self._held.drained_boot == self._boot_id
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
+
+    async def become(self, wanted: Place) -> None:
+        """Of a spare: which instance it is from now on. Refused, OSError."""
+        async with self._lock:
+            document = self._place_document
+            if document is None:
+                raise desired.Refused("this VM is no spare")
+            place = desired.become(self._settled, self._place, wanted)
+            if place != self._place:
+                await self._write(lambda: document.save(place))
+                self._place, self._instance, self.generation = place, place.instance, place.generation
+                self._seen = Seen(place.generation)
+            for callback in self._callbacks:
+                callback()
 
     async def apply(self, spec: InstanceSpec) -> None:
         """Refused, OSError."""

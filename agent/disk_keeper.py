@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from agent import disk_probe, subprocesses
+from agent import disk_probe, libmount, subprocesses
 from agent.core import mount_table
 from agent.core.mount_table import Mounted
 from agent.core.vitals_shape import Usage
@@ -64,6 +64,7 @@ class _Kept:
     state: DiskState = DiskState.MISSING
     detail: str = "not looked for yet"
     usage: Usage | None = None
+    errors: int = 0
     tries: int = 0
     next_try: float = 0.0
     device: str = ""  # "major:minor" while it is mounted
@@ -101,10 +102,15 @@ class DiskKeeper:
         self._kept: dict[DiskCid, _Kept] = {}
         self._told: dict[DiskName, str] | None = None
         self._wake = asyncio.Event()
+        self._remembering = asyncio.Lock()
 
     def set_wanted(self, spec: InstanceSpec | None, instance: InstanceId | None) -> None:
         """Those of the specification and those mounted by command; the keeper sees to them in the background."""
-        self._instance = spec.instance if spec is not None else instance
+        owner = spec.instance if spec is not None else instance
+        if owner != self._instance:
+            for kept in self._kept.values():
+                kept.tries, kept.next_try = 0, 0.0  # what was refused for want of an owner need not wait any longer
+        self._instance = owner
         self._revision = spec.revision if spec is not None else 0
         hints = {disk.cid: disk.device for disk in self._known.by_command}
         named = {disk.cid: disk for disk in spec.disks} if spec is not None else {}
@@ -143,26 +149,38 @@ class DiskKeeper:
 
     async def add(self, disk: DiskSpec) -> None:
         """Remembers the cloud's hint for a disk that will be mounted later."""
-        others = tuple(item for item in self._known.by_command if item.cid != disk.cid)
-        if len(others) >= DISKS_MAX:
-            raise DiskRefused(f"more than {DISKS_MAX} disks; remove those that are gone with remove_persistent_disk")
+        self._refuse_too_many(disk)
         kept = self._kept.get(disk.cid)
-        released = dict(self._known.released)
-        if disk.cid not in self._named and (kept is None or not kept.device):
-            released.setdefault(disk.cid, self._revision)  # announced is not yet mounted
-        await self._remember(KnownDisks((*others, disk), released))
+        revision = self._revision
+        unmounted = disk.cid not in self._named and (kept is None or not kept.device)
+
+        def announced(known: KnownDisks) -> KnownDisks:
+            released = dict(known.released)
+            if unmounted:
+                released.setdefault(disk.cid, revision)  # announced is not yet mounted
+            return KnownDisks((*_without(known.by_command, disk.cid), disk), released)
+
+        await self._remember(announced)
         self._keep(disk)
 
     async def mount(self, disk: DiskSpec) -> str:
         """Mounts it now and keeps it mounted; the directory. Raises what `DiskTools.mount` raises."""
-        others = tuple(item for item in self._known.by_command if item.cid != disk.cid)
-        if len(others) >= DISKS_MAX:
-            raise DiskRefused(f"more than {DISKS_MAX} disks; remove those that are gone with remove_persistent_disk")
-        released = {cid: revision for cid, revision in self._known.released.items() if cid != disk.cid}
-        await self._remember(KnownDisks((*others, disk), released))
-        kept = self._keep(disk)
-        async with kept.lock:
-            await self._try(kept, WAIT_BY_COMMAND_SECONDS)
+        self._refuse_too_many(disk)
+
+        def wanted(known: KnownDisks) -> KnownDisks:
+            return KnownDisks(
+                (*_without(known.by_command, disk.cid), disk),
+                {cid: revision for cid, revision in known.released.items() if cid != disk.cid},
+            )
+
+        # Beside each other: a database is down meanwhile. Whoever asked hears of it only when both are done.
+        remembering = asyncio.ensure_future(self._remember(wanted))
+        try:
+            kept = self._keep(disk)
+            async with kept.lock:
+                await self._try(kept, WAIT_BY_COMMAND_SECONDS)
+        finally:
+            await remembering
         return self._tools.directory(disk)
 
     async def unmount(self, cid: DiskCid) -> bool:
@@ -174,7 +192,8 @@ class DiskKeeper:
             if places:
                 raise DiskBusy(f"{cid} is mounted at {', '.join(places)}, and not by this agent; unmount it by hand")
             raise UnknownDisk(f"no disk {cid} is known here")
-        await self._remember(KnownDisks(self._known.by_command, {**self._known.released, cid: self._revision}))
+        revision = self._revision
+        await self._remember(lambda known: KnownDisks(known.by_command, {**known.released, cid: revision}))
         async with kept.lock:
             was_mounted = await self._tools.unmount(kept.disk, kept.thread)
             kept.state, kept.detail, kept.usage, kept.device = DiskState.ATTACHED, "unmounted by command", None, ""
@@ -187,9 +206,9 @@ class DiskKeeper:
         if kept is not None and kept.device:
             raise DiskBusy(f"{cid} is mounted; unmount it first")
         await self._remember(
-            KnownDisks(
-                tuple(disk for disk in self._known.by_command if disk.cid != cid),
-                {key: revision for key, revision in self._known.released.items() if key != cid},
+            lambda known: KnownDisks(
+                _without(known.by_command, cid),
+                {key: revision for key, revision in known.released.items() if key != cid},
             )
         )
         self._kept.pop(cid, None)
@@ -233,9 +252,9 @@ class DiskKeeper:
         self._tell()
 
     async def _try(self, kept: _Kept, wait_seconds: float) -> None:
-        if self._instance is None:
-            raise DiskRefused("this VM fills no instance yet; it cannot own a disk")
         try:
+            if self._instance is None:
+                raise DiskRefused("this VM fills no instance yet; it cannot own a disk")
             await self._tools.mount(kept.disk, self._instance, kept.thread, wait_seconds)
         except Exception as error:
             kept.state = DiskState.MISSING if isinstance(error, DiskMissing) else DiskState.FAILED
@@ -267,6 +286,7 @@ class DiskKeeper:
             kept.state, kept.detail = DiskState.READ_ONLY, "the file system turned read-only; see the kernel's log"
         else:
             kept.state, kept.detail = DiskState.MOUNTED, ""
+        kept.errors = disk_probe.recorded_errors(kept.device) if kept.device else 0
 
     async def _measure(self, kept: _Kept) -> None:
         directory = self._tools.directory(kept.disk)
@@ -302,10 +322,16 @@ class DiskKeeper:
             self._on_mounts(mounted)
             self._changed()
 
-    async def _remember(self, known: KnownDisks) -> None:
-        if known != self._known:
-            await self._write(lambda: self._document.save(known))
-            self._known = known
+    async def _remember(self, change: Callable[[KnownDisks], KnownDisks]) -> None:
+        async with self._remembering:
+            known = change(self._known)
+            if known != self._known:
+                await self._write(lambda: self._document.save(known))
+                self._known = known
+
+    def _refuse_too_many(self, disk: DiskSpec) -> None:
+        if len(_without(self._known.by_command, disk.cid)) >= DISKS_MAX:
+            raise DiskRefused(f"more than {DISKS_MAX} disks; remove those that are gone with remove_persistent_disk")
 
 
 def using(spec: InstanceSpec | None, disk: DiskName) -> Iterable[str]:
@@ -317,6 +343,10 @@ def using(spec: InstanceSpec | None, disk: DiskName) -> Iterable[str]:
         for container in spec.containers
         if any(mount.kind.value == "disk" and mount.source == disk for mount in container.mounts)
     )
+
+
+def _without(disks: tuple[DiskSpec, ...], cid: DiskCid) -> tuple[DiskSpec, ...]:
+    return tuple(disk for disk in disks if disk.cid != cid)
 
 
 def _with_hint(disk: DiskSpec, hint: str) -> DiskSpec:
@@ -335,6 +365,7 @@ def _report(kept: _Kept) -> DiskReport:
         inode_percent=round(usage.inode_percent, 1),
         size_mib=usage.size_mib,
         detail=kept.detail[:DETAIL_MAX_CHARACTERS],
+        errors=kept.errors,
     )
 
 
@@ -342,7 +373,9 @@ def _explain(error: Exception) -> str:
     match error:
         case TimeoutError() | StillHanging():
             return "the device does not answer in time"
-        case DiskMissing() | DiskRefused() | subprocesses.CommandFailed() | disk_probe.NotADevice() | OSError():
+        case DiskMissing() | DiskRefused() | libmount.MountFailed() | disk_probe.NotADevice():
+            return str(error)
+        case subprocesses.CommandFailed() | OSError():
             return str(error)
         case _:
             return repr(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from agent import disk_probe, subprocesses
+from agent import disk_probe, libmount, subprocesses
 from agent.core import disk_safety, mount_table
 from agent.core.disk_safety import CheckVerdict, Marker, Verdict
 from agent.lone_thread import LoneThread, StillHanging
@@ -32,6 +32,8 @@ CHECK_SECONDS = 1800.0
 MOUNT_SECONDS = 60.0
 UNMOUNT_SECONDS = 60.0
 LOOK_INTERVAL_SECONDS = 0.1
+MAKE = {"ext4": ("mkfs.ext4", "-q", "-m", "1", "-I", "256"), "xfs": ("mkfs.xfs", "-q")}
+"""Inodes of 256 bytes also on a small ext4: in 128 there are no nanoseconds, and no time after 2038."""
 MARKER = ".resurgam/disk.json"
 BY_ID = Path("/dev/disk/by-id")
 GROW_FROM_BYTES = 16 * 1024 * 1024
@@ -65,7 +67,8 @@ class DiskTools:
         return str(self._root / disk.name)
 
     async def mount(self, disk: DiskSpec, instance: InstanceId, thread: LoneThread, wait_seconds: float) -> str:
-        """The directory where it is mounted now. DiskMissing, DiskRefused, CommandFailed, OSError, TimeoutError."""
+        """The directory where it is mounted now. DiskMissing, DiskRefused, MountFailed,
+        CommandFailed, OSError, TimeoutError."""
         directory = self.directory(disk)
         device = await self.find_device(disk, wait_seconds)
         number = disk_probe.device_number(device)
@@ -76,10 +79,10 @@ class DiskTools:
             await self._accept_marker(disk, instance, thread)
             await self._grow_mounted(disk, device, thread)
             return directory
-        await self._prepare(disk, device, thread)
+        await self.prepare(disk, device, thread)
         os.makedirs(directory, exist_ok=True)
-        argv = ["mount", "-t", disk.filesystem, "-o", ",".join(_options(disk)), device, directory]
-        await subprocesses.run(argv, MOUNT_SECONDS)
+        options = ",".join(_options(disk))
+        await thread.call(lambda: libmount.mount(device, directory, disk.filesystem, options), MOUNT_SECONDS)
         back = mount_table.mounted_at(disk_probe.mounts(), directory)
         if back is None or back.device != number:
             raise DiskRefused(f"mount succeeded, but {directory} does not show {device}")
@@ -143,8 +146,8 @@ class DiskTools:
         except OSError:
             return set()
 
-    async def _prepare(self, disk: DiskSpec, device: str, thread: LoneThread) -> None:
-        """Formatted if blank, checked, and as large as its device."""
+    async def prepare(self, disk: DiskSpec, device: str, thread: LoneThread) -> None:
+        """Formatted if blank, checked, and as large as its device. DiskRefused."""
         decision = disk_safety.decide(await disk_probe.probe(device, thread), disk.filesystem, disk.size_mib)
         log.info(
             "disk.probed",
@@ -170,7 +173,7 @@ class DiskTools:
         """Without any force option: mkfs's own look at the device is one more guard. Half a file system is neither
         blank nor sound, so an agent that ends leaves mkfs running; the next finds the device in use until it is done.
         """
-        argv = ["mkfs.ext4", "-q", "-m", "1", device] if disk.filesystem == "ext4" else ["mkfs.xfs", "-q", device]
+        argv = [*MAKE[disk.filesystem], device]
         await subprocesses.run(argv, FORMAT_SECONDS, outlives=True)
         log.info("disk.formatted", disk=disk.name, cid=disk.cid, device=device, filesystem=disk.filesystem)
 
@@ -203,13 +206,14 @@ class DiskTools:
 
     async def _accept_marker(self, disk: DiskSpec, instance: InstanceId, thread: LoneThread) -> None:
         path = Path(self.directory(disk), MARKER)
-        marker = await _read_marker(thread, path)
-        refusal = disk_safety.decide_marker(marker, instance, disk.name)
+        marker = await read_marker(thread, path)
+        refusal = disk_safety.decide_marker(marker, instance, disk)
         if refusal is not None:
             raise DiskRefused(f"{disk.cid} {refusal.reason.value}: {refusal.detail}")
-        if marker is None and "ro" not in disk.mount_options:
-            wanted = Marker(instance=instance, disk=disk.name, cid=disk.cid)
-            await thread.call(lambda: _write_marker(path, wanted), MOUNT_SECONDS)
+        wanted = Marker(instance=instance, disk=disk.name, cid=disk.cid)
+        ours = marker is not None and not marker.copy_of and (marker.instance, marker.disk) == (instance, disk.name)
+        if not ours and "ro" not in disk.mount_options:
+            await thread.call(lambda: write_marker(path, wanted), MOUNT_SECONDS)
 
     async def _holders(self, number: str) -> str:
         names = await asyncio.to_thread(_who_holds, number)
@@ -221,7 +225,7 @@ def _by_hint(path: str) -> set[str]:
     return {os.path.realpath(path)} if path and os.path.exists(path) else set()
 
 
-async def _read_marker(thread: LoneThread, path: Path) -> Marker | None:
+async def read_marker(thread: LoneThread, path: Path) -> Marker | None:
     def read() -> Marker | None:
         try:
             return codec.from_json(Marker, path.read_bytes()[:4096])
@@ -236,7 +240,7 @@ async def _read_marker(thread: LoneThread, path: Path) -> Marker | None:
         raise TimeoutError(str(error)) from None
 
 
-def _write_marker(path: Path, marker: Marker) -> None:
+def write_marker(path: Path, marker: Marker) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_suffix(".new")
     with temporary.open("w") as file:

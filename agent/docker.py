@@ -17,7 +17,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -34,6 +34,7 @@ from agent.docker_options import container_options, instance_network, networks_o
 from agent.engine import (
     LABEL_CONTAINER,
     LABEL_HASH,
+    LABEL_IMAGE,
     LABEL_INSTANCE,
     ActualContainer,
     EngineError,
@@ -47,6 +48,7 @@ from agent.engine import (
     Status,
 )
 from protocol.ids import ContainerName
+from protocol.images import repository_of
 from protocol.spec import ContainerSpec, spec_hash
 
 log = structlog.get_logger(__name__)
@@ -61,6 +63,7 @@ NEVER_STARTED = "0001-01-01"
 EVENTS_QUEUE_MAX = 1000
 """Hints beyond this are dropped: one hint is as good as a thousand."""
 LOGS_MAX_BYTES = 512 * 1024
+DIGESTS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +99,14 @@ class DockerEngine:
         self._client_lock = threading.Lock()
         self._network_lock = threading.Lock()
         self._inspected: dict[str, tuple[str, ActualContainer]] = {}
+        self._digests: dict[str, tuple[str, ...]] = {}  # image id → its names by digest
         self._look_threads = DeadlineThreads("docker look", self._limits.look_threads_max)
         self._action_threads = DeadlineThreads("docker action", self._limits.action_threads_max)
         self._probe_threads = DeadlineThreads("docker probe", self._limits.probe_threads_max)
+
+    def login(self, registry_auth: Mapping[str, Any]) -> None:
+        """From now on, of pulls. Docker's config format."""
+        self._auth = docker.auth.load_config(config_dict=dict(registry_auth))
 
     async def probe(self) -> Probe:
         seconds = self._limits.probe_seconds
@@ -199,6 +207,17 @@ class DockerEngine:
         if names:
             await self._call(self._action_threads, self._limits.action_seconds, ensure)
 
+    async def remove_network(self, name: str) -> None:
+        """Fine when it is not there. EngineRefused when a container uses it."""
+
+        def remove(client: APIClient) -> None:
+            try:
+                client.remove_network(name)
+            except docker.errors.NotFound:
+                return
+
+        await self._call(self._action_threads, self._limits.action_seconds, remove)
+
     async def load_image(self, path: str) -> tuple[str, ...]:
         def load(client: APIClient) -> tuple[str, ...]:
             with open(path, "rb") as archive:
@@ -211,6 +230,29 @@ class DockerEngine:
             )
 
         return await self._call(self._action_threads, self._limits.pull_longest_seconds, load)
+
+    async def image_layers(self) -> tuple[tuple[str, ...], ...]:
+        """Of each image that is here, its layers' diff ids, the lowest first."""
+
+        def layers(client: APIClient) -> tuple[tuple[str, ...], ...]:
+            found = []
+            for image in client.images(quiet=True):
+                try:
+                    inspected = client.inspect_image(image)  # type: ignore[no-untyped-call]
+                except docker.errors.ImageNotFound:
+                    continue
+                found.append(tuple(inspected.get("RootFS", {}).get("Layers") or ()))
+            return tuple(found)
+
+        return await self._call(self._action_threads, self._limits.call_seconds, layers)
+
+    async def tag_image(self, image_id: str, reference: str) -> None:
+        repository, tag = docker.utils.parse_repository_tag(reference)
+
+        def tagged(client: APIClient) -> None:
+            client.tag(image_id, repository, tag or "latest")
+
+        await self._call(self._action_threads, self._limits.call_seconds, tagged)
 
     async def _call(self, threads: DeadlineThreads, seconds: float, function: Callable[[APIClient], T]) -> T:
         def work() -> T:
@@ -250,12 +292,25 @@ class DockerEngine:
         try:
             raw: Any = client  # the SDK's own inspection has no time-out of its own
             response = raw._get(raw._url("/containers/{0}/json", listed["Id"]), timeout=self._limits.inspect_seconds)
-            return _actual(raw._result(response, True))
+            actual = _actual(raw._result(response, True))
+            return replace(actual, image_digest=self._image_digest(raw, actual.image_id, listed["Labels"] or {}))
         except docker.errors.NotFound:
             return None
         except requests.exceptions.Timeout:
             log.warning("docker.inspect_hangs", container=listed["Names"], container_id=listed["Id"])
             return known if known is not None else _actual_from_list(listed)
+
+    def _image_digest(self, raw: Any, image_id: str, labels: Mapping[str, str]) -> str:
+        """Under which the registry of the image that the specification names knows it; "" when it came from none."""
+        if image_id not in self._digests:
+            response = raw._get(raw._url("/images/{0}/json", image_id), timeout=self._limits.inspect_seconds)
+            if response.status_code == 404:
+                return ""  # removed from under its container
+            while len(self._digests) >= DIGESTS_MAX:
+                del self._digests[next(iter(self._digests))]
+            self._digests[image_id] = tuple(raw._result(response, True).get("RepoDigests") or ())
+        repository = repository_of(labels.get(LABEL_IMAGE) or "none")
+        return next((each for each in self._digests[image_id] if repository_of(each) == repository), "")
 
     def _open_events(self, client: APIClient) -> Any:
         filters = {"type": ["container"], "label": [LABEL_INSTANCE], "event": list(EVENTS)}
@@ -296,6 +351,7 @@ def _create(
         LABEL_INSTANCE: instance,
         LABEL_CONTAINER: container.name,
         LABEL_HASH: spec_hash(container),
+        LABEL_IMAGE: container.image,
         LABEL_NETWORKS: ",".join(networks),
     }
     options = container_options(client, container, networks, mounts, labels)

@@ -41,7 +41,7 @@ def container_options(
         endpoint = client.create_endpoint_config(aliases=[container.name])
         networking = client.create_networking_config({networks[0]: endpoint})  # type: ignore[arg-type]
     return {
-        "image": container.image,
+        "image": container.pin.image_id if container.pin is not None else container.image,
         "command": _list(container.command),
         "entrypoint": [""] if container.entrypoint == () else _list(container.entrypoint),  # [""] clears the image's
         "environment": dict(container.environment),

@@ -43,7 +43,13 @@ class DockerDaemon(Protocol):
         ...
 
 
-def docker_daemon(direct: DirectDaemon, unit: str = "docker.service") -> DockerDaemon:
+class ReloadableDaemon(DockerDaemon, Protocol):
+    async def reload(self) -> None:
+        """It reads its configuration again; containers and the daemon go on. DaemonError."""
+        ...
+
+
+def docker_daemon(direct: DirectDaemon, unit: str = "docker.service") -> ReloadableDaemon:
     """The right one for this machine."""
     return SystemdDaemon(unit) if SYSTEMD_RUNS.is_dir() else direct
 
@@ -61,6 +67,10 @@ class SystemdDaemon:
         # `systemctl restart` would wait for a hung daemon's stop time-out first.
         await self._systemctl("kill", "--kill-who=main", "--signal=SIGKILL", self._unit, ok=None)
         await self.start()
+
+    async def reload(self) -> None:
+        # One that does not run yet reads it when it starts.
+        await self._systemctl("kill", "--kill-who=main", "--signal=SIGHUP", self._unit, ok=None)
 
     async def _systemctl(self, *arguments: str, ok: tuple[int, ...] | None = (0,)) -> None:
         try:
@@ -106,6 +116,12 @@ class DirectDaemon:
                     os.kill(pid, signal.SIGKILL)
                 await self._gone(pid, find)
         await self.start()
+
+    async def reload(self) -> None:
+        pid = self._running_pid()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
 
     def pid(self) -> int | None:
         """Of the daemon that runs, whoever started it."""

@@ -17,6 +17,8 @@ from protocol.spec import ContainerSpec
 
 LABEL_INSTANCE = "org.resurgam.instance"
 LABEL_CONTAINER = "org.resurgam.container"
+LABEL_IMAGE = "org.resurgam.image"
+"""The image as the specification names it, where the container itself was made of an id."""
 LABEL_HASH = "org.resurgam.spec-hash"
 
 
@@ -73,6 +75,7 @@ class ActualContainer:
     exit_code: int = 0
     oom_killed: bool = False
     image_id: str = ""
+    image_digest: str = ""  # `repository@sha256:…` where a registry gave it that name
     error: str = ""
 
 

@@ -31,12 +31,17 @@ ENTROPY_MAX_BYTES = 4096
 
 def take_on(settings: AgentSettings, unix_time: Callable[[], float]) -> None:
     """Host name and clock. Quick: nothing here waits."""
-    if settings.hostname and settings.hostname != socket.gethostname():
-        _try("hostname", lambda: socket.sethostname(settings.hostname))
+    if settings.hostname:
+        set_hostname(settings.hostname)
     behind_seconds = settings.unix_time - unix_time()
     if behind_seconds > CLOCK_BEHIND_SECONDS:
         _try("clock", lambda: time.clock_settime(time.CLOCK_REALTIME, settings.unix_time))
         log.info("identity.clock_set", behind_seconds=round(behind_seconds, 1))
+
+
+def set_hostname(hostname: str) -> None:
+    if hostname != socket.gethostname():
+        _try("hostname", lambda: socket.sethostname(hostname))
 
 
 def credit_entropy(encoded: str, device: str = "/dev/random") -> None:

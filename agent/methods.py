@@ -1,7 +1,7 @@
 """What each command does.
 
 Laws: what changes what should run is written to disk before it is answered. Everything may be repeated. What takes
-long is a task: `drain`, `stop`, `mount_disk`, `unmount_disk`; the rest answers at once.
+long is a task: `drain`, `stop`, `mount_disk`, `unmount_disk`, `copy_disk`, `fetch_images`; the rest answers at once.
 
 Does not know: envelopes, subjects, limits (agent/commands.py).
 """
@@ -9,6 +9,7 @@ Does not know: envelopes, subjects, limits (agent/commands.py).
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,13 +19,17 @@ import structlog
 
 from agent import arguments
 from agent.arguments import BadArguments
-from agent.core.desired import Refused
+from agent.copy_methods import Copies, CopyMethods
+from agent.core import host_paths
+from agent.core.desired import Place, Refused
 from agent.core.disk_safety import disk_fault
 from agent.core.heartbeat_content import Facts, compose
 from agent.desired_state import DesiredState
 from agent.disk_keeper import UnknownDisk, using
 from agent.disk_tools import DiskBusy
 from agent.heartbeater import Heartbeater
+from agent.image_tasks import IMAGES_MAX, FetchImages, WantedImage
+from agent.lone_thread import LoneThread, StillHanging
 from agent.supervisor_port import SupervisorPort
 from agent.tasks import WAIT_MAX_SECONDS, Tasks
 from protocol import codec
@@ -42,6 +47,7 @@ DRAIN_MAX_SECONDS = 3600.0
 STOP_SECONDS = 300.0
 """BOSH's director gives up after this long too."""
 LOOK_AGAIN_SECONDS = 0.5
+HOST_PATHS_SECONDS = 5.0
 LOG_LINES = 100
 LOG_LINES_MAX = 10_000
 LOG_MAX_CHARACTERS = 256 * 1024
@@ -82,6 +88,7 @@ class Method:
 
     run: Callable[[Request], Awaitable[Any]]
     quick: bool = False
+    any_generation: bool = False  # it says itself which it is about
 
 
 class Methods:
@@ -94,10 +101,13 @@ class Methods:
         supervisor: SupervisorPort,
         desired: DesiredState,
         disks: Disks,
+        copies: Copies,
         heartbeater: Heartbeater,
         facts: Callable[[], Facts],
         boot_seconds: Callable[[], float],
         tasks: Tasks,
+        images: FetchImages | None = None,
+        set_hostname: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._agent = agent
         self._vm_cid = vm_cid
@@ -110,7 +120,10 @@ class Methods:
         self._facts = facts
         self._boot_seconds = boot_seconds
         self._tasks = tasks
+        self._images = images
+        self._set_hostname = set_hostname
         self._group: asyncio.TaskGroup | None = None
+        copying = CopyMethods(copies, tasks, lambda: desired.instance, self._begin)
         self.table: Mapping[str, Method] = {
             "ping": Method(self._ping, quick=True),
             "info": Method(self._info, quick=True),
@@ -127,7 +140,12 @@ class Methods:
             "remove_persistent_disk": Method(self._remove_persistent_disk),
             "mount_disk": Method(self._mount_disk),
             "unmount_disk": Method(self._unmount_disk),
+            "disk_use": Method(copying.disk_use),
+            "copy_disk": Method(copying.copy_disk),
+            "release_copy": Method(copying.release_copy),
             "logs": Method(self._logs),
+            **({} if images is None else {"fetch_images": Method(self._fetch_images)}),
+            "become": Method(self._become, any_generation=True),
         }
 
     def run_tasks_in(self, group: asyncio.TaskGroup) -> None:
@@ -195,9 +213,26 @@ class Methods:
 
     async def _apply(self, request: Request) -> Any:
         spec = arguments.value(request, 0, InstanceSpec)
+        await self._check_host_paths(spec)
         await self._desired.apply(spec)
         log.info("apply.accepted", instance=spec.instance, revision=spec.revision, containers=len(spec.containers))
         return "applied"
+
+    async def _check_host_paths(self, spec: InstanceSpec) -> None:
+        """Before anything is stopped for them. A path that does not answer, a dead network mount, counts as missing."""
+        brought = host_paths.brought_by(spec, self._desired.spec)
+        if not brought:
+            return
+        thread = LoneThread("host-paths")
+        try:
+            missing = await thread.call(
+                lambda: tuple(each for each in brought if not os.path.exists(each[1].source)), HOST_PATHS_SECONDS
+            )
+        except (TimeoutError, StillHanging):
+            shown = ", ".join(sorted({mount.source for _, mount in brought}))
+            raise Refused(f"not within {HOST_PATHS_SECONDS:g} s: looking whether {shown} exist; see to them") from None
+        if missing:
+            raise Refused(host_paths.refusal(missing))
 
     async def _start(self, request: Request) -> Any:
         await self._desired.start(arguments.names(request))
@@ -256,6 +291,24 @@ class Methods:
             raise Refused(f"no container {name} here; there are {', '.join(known) or 'none'}")
         return (await self._supervisor.logs(name, lines))[-LOG_MAX_CHARACTERS:]
 
+    async def _fetch_images(self, request: Request) -> Any:
+        """What a spare VM, or one that is about to be updated, should have before it is needed."""
+        wanted = arguments.value(request, 0, tuple[WantedImage, ...])
+        rate = arguments.number(request, 1, 0, 0, 2**40)
+        if self._images is None or len(wanted) > IMAGES_MAX:
+            raise BadArguments(f"argument 1: expected at most {IMAGES_MAX} images")
+        fetching = self._images.begin(wanted, rate)
+        return self._begin("fetch_images", fetching.run(), cancellable=True, progress=fetching.progress)
+
+    async def _become(self, request: Request) -> Any:
+        """Of a spare: which instance it fills from now on."""
+        place = arguments.value(request, 0, Place)
+        await self._desired.become(place)
+        if place.hostname:
+            self._set_hostname(place.hostname)
+        log.info("become.accepted", instance=place.instance, generation=place.generation)
+        return "became"
+
     async def _wait_stopped(self, names: tuple[ContainerName, ...]) -> str:
         """Until none of these (none named: of all) runs any more."""
 
@@ -306,7 +359,7 @@ class Methods:
         if "path" in hint and "device" not in hint:  # BOSH's object form
             hint = {**hint, "device": hint["path"]}
         known = self._disks.known(cid) or self._specified(cid)
-        keys = ("name", "device", "filesystem", "mount_options", "size_mib")
+        keys = ("name", "device", "filesystem", "mount_options", "size_mib", "replaces", "taken_from")
         said = {key: hint[key] for key in keys if hint.get(key) is not None}
         plain = {**(codec.to_plain(known) if known is not None else {"name": _name_of(cid)}), **said, "cid": cid}
         try:
@@ -327,11 +380,17 @@ class Methods:
         holding = {item.name for item in self._supervisor.report().containers if item.state in _HOLDS_FILES}
         return sorted(holding.intersection(using(self._desired.spec, disk)))
 
-    def _begin(self, method: str, work: Coroutine[Any, Any, Any], cancellable: bool = False) -> dict[str, str]:
+    def _begin(
+        self,
+        method: str,
+        work: Coroutine[Any, Any, Any],
+        cancellable: bool = False,
+        progress: Callable[[], Any] = lambda: None,
+    ) -> dict[str, Any]:
         if self._group is None:
             work.close()
             raise Refused("the agent is not running yet; ask again")
-        return self._tasks.start(self._group, method, work, cancellable)
+        return self._tasks.start(self._group, method, work, cancellable, progress)
 
 
 def _cid(request: Request) -> DiskCid:

@@ -15,9 +15,11 @@ from typing import Protocol
 
 from agent.commands import Commands, explain
 from agent.contact import CentreContact
+from agent.copy_methods import Copies
 from agent.core.heartbeat_content import Facts
 from agent.desired_state import DesiredState
 from agent.heartbeater import Heartbeater
+from agent.image_tasks import FetchImages
 from agent.methods import Disks, Methods
 from agent.supervisor_port import SupervisorPort
 from agent.tasks import Tasks
@@ -49,11 +51,15 @@ class AgentShell:
         supervisor: SupervisorPort,
         desired: DesiredState,
         disks: DisksPort,
+        copies: Copies,
         vitals: Vitals,
         boot_seconds: Callable[[], float],
         new_id: Callable[[], str],
+        images: FetchImages | None = None,
+        set_hostname: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """`supervisor` is run by the caller. `boot_seconds`: CLOCK_BOOTTIME."""
+        """`supervisor` is run by the caller. `boot_seconds`: CLOCK_BOOTTIME. `set_hostname`: for a spare that becomes
+        somebody's."""
         self._settings = settings
         self._version = version
         self._boot_id = boot_id
@@ -72,16 +78,19 @@ class AgentShell:
             supervisor=supervisor,
             desired=desired,
             disks=disks,
+            copies=copies,
             heartbeater=self.heartbeater,
             facts=self.facts,
             boot_seconds=boot_seconds,
             tasks=Tasks(new_id, explain),
+            images=images,
+            set_hostname=set_hostname,
         )
-        self._commands = Commands(bus, settings.agent_id, settings.generation, self._methods.table)
+        self._commands = Commands(bus, settings.agent_id, lambda: desired.generation, self._methods.table)
         supervisor.on_change(self.heartbeater.changed)
         desired.on_change(self._desired_changed)
 
-    async def run(self, before_containers: Callable[[], Awaitable[None]] | None = None) -> None:
+    async def run(self, before_containers: Callable[[], Awaitable[object]] | None = None) -> None:
         """Until cancelled. `before_containers` (loading baked images) may take long: nothing else waits for it."""
         async with asyncio.TaskGroup() as group:
             self._methods.run_tasks_in(group)
@@ -90,6 +99,7 @@ class AgentShell:
             group.create_task(self._vitals.run(), name="vitals")
             group.create_task(self._commands.run(), name="commands")
             group.create_task(self._disks.run(), name="disks")
+            self._desired_changed()  # whose VM this is, so that disks are mounted while images are loaded
             if before_containers is not None:
                 await before_containers()
             self._started = True
@@ -99,7 +109,7 @@ class AgentShell:
         """From memory; the heartbeat is made of it."""
         report = self._supervisor.report()
         return Facts(
-            generation=self._settings.generation,
+            generation=self._desired.generation,
             instance=self._desired.instance,
             spec=self._desired.spec,
             engine=report.engine,

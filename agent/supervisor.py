@@ -26,12 +26,13 @@ from agent.core.ledger import RUNNING, Ledger, Note, record, request_restart
 from agent.core.reconcile import Decision, Observation, Situation, SupervisionPolicy, decide, spec_hashes
 from agent.core.reporting import Since, is_settled, reports, reports_without_engine, with_ages
 from agent.dockerd import DaemonError, DockerDaemon
-from agent.engine import ActualContainer, Engine, EngineError, EngineRefused, EngineUnavailable, ImageMissing
+from agent.engine import ActualContainer, Engine, EngineError, EngineRefused
+from agent.images import Images
 from agent.oom import OomCounters
 from protocol.codec import Invalid, from_plain, to_plain
 from protocol.heartbeat import ContainerReport, EngineState
 from protocol.ids import ContainerName, DiskName
-from protocol.spec import ContainerSpec, InstanceSpec, PullPolicy
+from protocol.spec import ContainerSpec, InstanceSpec
 
 log = structlog.get_logger(__name__)
 
@@ -86,8 +87,11 @@ class Supervisor:
         policy: SupervisionPolicy | None = None,
         watch_policy: engine_watch.WatchPolicy | None = None,
         limits: ShellLimits | None = None,
+        images: Images | None = None,
     ) -> None:
+        """`images`: where they come from; this VM and registries, unless given."""
         self._engine = engine
+        self._images = images or Images(engine)
         self._daemon = daemon
         self._oom = oom
         self._notes_store = notes_store
@@ -336,9 +340,9 @@ class Supervisor:
 
     async def _perform(self, action: Action) -> None:
         match action:
-            case Pull(image=image, policy=policy):
+            case Pull(image=image, policy=policy, pin=pin):
                 async with self._pull_places:
-                    await self._provide_image(image, policy)
+                    await self._images.provide(image, policy, pin)
             case Create(container=container):
                 async with self._places:
                     await self._create(container)
@@ -354,20 +358,6 @@ class Supervisor:
             case unreachable:
                 assert_never(unreachable)
 
-    async def _provide_image(self, image: str, policy: PullPolicy) -> None:
-        present = await self._engine.image_present(image)
-        if policy is PullPolicy.NEVER or (policy is PullPolicy.MISSING and present):
-            if not present:
-                raise ImageMissing(f"{image} is not on this VM, and the pull policy is never")
-            return
-        try:
-            await self._engine.pull(image)
-        except (ImageMissing, EngineUnavailable) as error:
-            if not present:
-                raise
-            # A registry that is down must not keep a container down that could run.
-            log.warning("image.pull_failed", image=image, reason=str(error), instead="the image that is here")
-
     async def _create(self, container: ContainerSpec) -> None:
         spec = self._desired
         if spec is None:
@@ -379,7 +369,7 @@ class Supervisor:
         except TimeoutError:
             raise EngineRefused("its directories could not be made in time; does a disk hang?") from None
         await self._engine.ensure_networks(spec.networks)
-        await self._engine.create(spec.instance, container, directories)
+        await self._engine.create(spec.instance, await self._images.settled(container), directories)
 
     def _grace_seconds(self, grace_seconds: float) -> float:
         if not self._draining:

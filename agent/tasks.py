@@ -30,6 +30,7 @@ class _Task:
     method: str
     cancellable: bool
     running: asyncio.Task[Any]
+    progress: Callable[[], Any]
 
 
 class Tasks:
@@ -40,17 +41,28 @@ class Tasks:
         self._tasks: dict[str, _Task] = {}
 
     def start(
-        self, group: asyncio.TaskGroup, method: str, work: Coroutine[Any, Any, Any], cancellable: bool = False
-    ) -> dict[str, str]:
-        """BOSH's answer for a task that was begun. TaskFault when too many run."""
+        self,
+        group: asyncio.TaskGroup,
+        method: str,
+        work: Coroutine[Any, Any, Any],
+        cancellable: bool = False,
+        progress: Callable[[], Any] = lambda: None,
+    ) -> dict[str, Any]:
+        """BOSH's answer for a task that was begun. TaskFault when too many run. `progress`: how far it is, for who asks
+        while it runs; None says nothing."""
         running = [task for task in self._tasks.values() if not task.running.done()]
         if len(running) >= RUNNING_MAX:
             work.close()
             raise TaskFault(f"{RUNNING_MAX} tasks run already; ask again later")
         self._drop_oldest()
         task_id = self._new_id()
-        self._tasks[task_id] = _Task(method, cancellable, group.create_task(self._guard(method, work)))
-        return _running(task_id)
+        self._tasks[task_id] = _Task(method, cancellable, group.create_task(self._guard(method, work)), progress)
+        return _running(task_id, None)
+
+    def running(self, task_id: str) -> dict[str, Any] | None:
+        """The answer for a task that still runs; None when it does not."""
+        task = self._tasks.get(task_id)
+        return None if task is None or task.running.done() else _running(task_id, task.progress())
 
     async def outcome(self, task_id: str, wait_seconds: float = 0.0) -> Any:
         """The bare value when done, BOSH's running answer while not; TaskFault when it failed or is unknown."""
@@ -58,13 +70,19 @@ class Tasks:
         if not task.running.done() and wait_seconds > 0:
             await asyncio.wait({task.running}, timeout=min(wait_seconds, WAIT_MAX_SECONDS))
         if not task.running.done():
-            return _running(task_id)
+            return _running(task_id, task.progress())
         if task.running.cancelled():
             raise TaskFault(f"Task {task_id} result: Task was cancelled")
         outcome = task.running.result()
         if isinstance(outcome, _Failed):
             raise TaskFault(f"Task {task_id} result: {outcome.message}")
         return outcome
+
+    async def ended(self, task_id: str) -> None:
+        """Once it is over, however; at once when it is not known."""
+        task = self._tasks.get(task_id)
+        if task is not None:
+            await asyncio.wait({task.running})
 
     def cancel(self, task_id: str) -> str:
         task = self._get(task_id)
@@ -98,5 +116,6 @@ class _Failed:
     message: str
 
 
-def _running(task_id: str) -> dict[str, str]:
-    return {"agent_task_id": task_id, "state": "running"}
+def _running(task_id: str, progress: Any) -> dict[str, Any]:
+    answer = {"agent_task_id": task_id, "state": "running"}
+    return answer if progress is None else {**answer, "progress": progress}

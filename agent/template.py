@@ -8,7 +8,6 @@ to be somebody: read the settings, take on the identity, connect.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 from collections.abc import Callable
@@ -18,10 +17,7 @@ import structlog
 
 from agent import settings_sources
 from agent.settings_sources import Found, SettingsError, Source
-from protocol import codec, envelope, heartbeat
-from protocol.heartbeat import EngineState, Extension, Heartbeat
-from protocol.settings import AgentSettings
-from protocol.spec import InstanceSpec
+from protocol.heartbeat import EngineState
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +34,7 @@ async def engine_up(state: Callable[[], EngineState], every_seconds: float = 0.2
 
 async def wait_to_be_somebody(found: Found, sources: tuple[Source, ...], consoles: tuple[Path, ...]) -> Found:
     """Says on the console that the snapshot may be taken, and returns the settings that are no template's."""
-    warm_up()
+    settle()
     announce(consoles)
     raw = found.raw
     complaint = ""
@@ -80,13 +76,8 @@ def announce(consoles: tuple[Path, ...]) -> None:
     log.error("template.not_announced", consoles=[str(console) for console in consoles])
 
 
-def warm_up() -> None:
-    """Builds every codec once, and keeps what is loaded out of the garbage collector's way."""
-    for kind in (AgentSettings, InstanceSpec):
-        with contextlib.suppress(codec.Invalid):  # of course it is; what counts is that the codec is built
-            codec.from_json(kind, b"{}")
-    heartbeat.decode(heartbeat.encode(Heartbeat(resurgam=Extension())))
-    envelope.encode_value("pong")
+def settle() -> None:
+    """Keeps what is loaded out of the garbage collector's way."""
     gc.collect()
     gc.freeze()
 

@@ -8,11 +8,14 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import structlog
 
 from healthmonitor.api_server import AddressInUse
+from healthmonitor.channels.build import build_channels
+from healthmonitor.channels.reach import reach_all
 from healthmonitor.configuration_file import LoadedConfiguration, load_configuration
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.service import Service
@@ -35,8 +38,7 @@ def main() -> None:
         print(errors, file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION)
     if arguments.check:
-        print(f"{arguments.config} is right")
-        return
+        sys.exit(asyncio.run(_check(loaded, arguments.config)))
     configure_logging(loaded.configuration.log_level)
     try:
         asyncio.run(_run(loaded, arguments.config))
@@ -46,6 +48,24 @@ def main() -> None:
     except AddressInUse as error:
         print(f"{error}; change http.listen in {arguments.config}, or end what listens there", file=sys.stderr)
         sys.exit(1)
+
+
+async def _check(loaded: LoadedConfiguration, path: Path) -> int:
+    """Also whether channels' servers are trusted; those that are not there are said and are no error."""
+    configurations = loaded.configuration.channels
+    channels = build_channels(configurations, str(path), time.time, os.environ)
+    try:
+        reached = await reach_all(channels, configurations, str(path))
+    finally:
+        for channel in channels:
+            await channel.close()
+    for name, why in reached.unreachable.items():
+        print(f"warning: channel {name}: {why}", file=sys.stderr)
+    if reached.errors:
+        print(ManifestErrors(reached.errors), file=sys.stderr)
+        return EXIT_CONFIGURATION
+    print(f"{path} is right")
+    return 0
 
 
 async def _run(loaded: LoadedConfiguration, path: Path) -> None:

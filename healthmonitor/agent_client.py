@@ -4,13 +4,14 @@ Agents answer only on the body's `reply_to`. The request is sent as a NATS reque
 once when nobody listens on the agent's subject, which is the fastest sign that a VM is gone.
 
 Laws: every call has a deadline; `BusUnavailable` means that the outcome is unknown; at most `REQUESTS_MAX` are out at
-once, others wait their turn within their own deadline.
+once, others wait their turn within their own deadline. `check`, where there is one, is called in the moment of sending,
+with nothing awaited in between: what it raises, instead of the request, is the outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,10 @@ _TASK_ANSWER_MARGIN_SECONDS = 2.0
 _TASK_PAUSE_SECONDS = 0.2
 
 __all__ = ["AgentClient", "BusUnavailable", "NoResponders", "PingAnswer", "RequestRefused"]
+
+
+def _nothing() -> None:
+    """Nothing is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,13 @@ class AgentClient:
         method: str,
         *arguments: Any,
         timeout_seconds: float,
+        check: Callable[[], None] = _nothing,
     ) -> Any:
         """The agent's value. RequestRefused with its message; NoResponders when nobody listens there; BusUnavailable
         after the time, or when the answer makes no sense."""
         try:
             async with asyncio.timeout(timeout_seconds), self._turns:
-                payload = await self._exchange(agent, generation, method, arguments, timeout_seconds)
+                payload = await self._exchange(agent, generation, method, arguments, timeout_seconds, check)
         except TimeoutError:
             raise BusUnavailable(f"{method}: no answer from agent {agent} within {timeout_seconds:g} s") from None
         try:
@@ -83,12 +89,16 @@ class AgentClient:
         *arguments: Any,
         timeout_seconds: float,
         answer_seconds: float,
+        on_turn: Callable[[Any], Awaitable[None]] | None = None,
+        check: Callable[[], None] = _nothing,
     ) -> Any:
         """As `call`, for what may take long: agents answer such requests with a task, which is followed to its end.
-        `answer_seconds`: for the first answer; `timeout_seconds`: for all of it."""
+        `answer_seconds`: for the first answer; `timeout_seconds`: for all of it. `on_turn` is given each answer that
+        says how far the task is, None when there was no answer; what it raises ends the following, not the task.
+        `check` is of the request itself; asking what became of it needs none."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_seconds
-        value = await self.call(agent, generation, method, *arguments, timeout_seconds=answer_seconds)
+        value = await self.call(agent, generation, method, *arguments, timeout_seconds=answer_seconds, check=check)
         task_id = _running_task(value)
         while task_id is not None:
             left = until - loop.time()
@@ -108,11 +118,15 @@ class AgentClient:
             except (BusUnavailable, NoResponders):
                 if loop.time() >= until:
                     raise
+                if on_turn is not None:
+                    await on_turn(None)
                 await asyncio.sleep(_TASK_PAUSE_SECONDS)
                 continue
             running = _running_task(value)
             if running is None:
                 return value
+            if on_turn is not None:
+                await on_turn(value.get("progress"))
             # An agent that does not keep the question open (BOSH's) is not asked in a spin.
             await asyncio.sleep(max(0.0, _TASK_PAUSE_SECONDS - (loop.time() - asked_at)))
         return value
@@ -139,12 +153,13 @@ class AgentClient:
         method: str,
         arguments: tuple[Any, ...],
         timeout_seconds: float,
+        check: Callable[[], None],
     ) -> bytes:
         reply_to = subjects.answer(self._monitor_id, agent, self._new_id())
         request = envelope.encode_request(Request(method, arguments, reply_to, generation=generation))
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[reply_to] = answer
-        sent = asyncio.ensure_future(self._bus.request(subjects.to_agent(agent), request, timeout_seconds))
+        sent = asyncio.ensure_future(self._send(agent, request, timeout_seconds, check))
         try:
             await asyncio.wait({answer, sent}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
@@ -159,6 +174,10 @@ class AgentClient:
             await asyncio.wait({sent})
             if not sent.cancelled():
                 sent.exception()
+
+    async def _send(self, agent: AgentId, request: bytes, timeout_seconds: float, check: Callable[[], None]) -> bytes:
+        check()
+        return await self._bus.request(subjects.to_agent(agent), request, timeout_seconds)
 
     def _answered(self, message: Message) -> None:
         answer = self._waiting.get(message.subject)

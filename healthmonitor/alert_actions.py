@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from healthmonitor.alerting import ChannelView
-from healthmonitor.channels.channel import ChannelRefused, ChannelUnavailable, Receipt
+from healthmonitor.channels.channel import ChannelRefused, ChannelUnavailable, Item, Receipt
 from healthmonitor.core.notifying import harmless
 from healthmonitor.core.notifying.silences import KEPT_SECONDS, LONGEST_SECONDS, describe, is_on
 from healthmonitor.core.notifying.thread import Thread
 from healthmonitor.core.operator_changes import NotPossible
 from healthmonitor.core.records import Incident, Silence
 from healthmonitor.core.units import duration_text
+from healthmonitor.journal import EventEntry
 from healthmonitor.operator_actions import Answer, Leader, NotFound, NotLeading, Person
 
 SILENCES_MAX = 1000
@@ -30,12 +31,14 @@ class AlertsJournal(Protocol):
     def silences(self) -> Mapping[str, Silence]: ...
     async def save_silence(self, silence: Silence, replacing: Silence | None) -> None: ...
     async def delete_silence(self, silence: Silence) -> None: ...
+    async def last_events(self, limit: int) -> list[EventEntry]: ...
     async def record(self, kind: str, subject: str, text: str, fields: Mapping[str, str] | None = None) -> int: ...
 
 
 class AlertingPart(Protocol):
     def channels(self) -> list[ChannelView]: ...
     def explain(self, incident: Incident) -> tuple[str, ...]: ...
+    def look(self, incident: Incident) -> Item: ...
     def thread_of(self, key: str) -> Thread | None: ...
     async def test(self, channel: str, person: str) -> Receipt: ...
     async def acknowledge(self, key: str, by: str, because: str) -> bool: ...
@@ -84,6 +87,16 @@ class AlertActions:
         self._check_leading()
         incident = self._incident(key)
         return incident, self._alerting.explain(incident), self._alerting.thread_of(incident.key)
+
+    def look(self, key: str) -> tuple[Item, tuple[str, ...], Thread | None]:
+        """For the incident's page; any monitor may be asked."""
+        incident = self._journal.incidents().get(key)
+        if incident is None:
+            raise NotFound(f"there is no incident {key[:200]!r}")
+        return self._alerting.look(incident), self._alerting.explain(incident), self._alerting.thread_of(key)
+
+    async def events(self, limit: int) -> list[EventEntry]:
+        return await self._journal.last_events(limit)
 
     # Acting.
 

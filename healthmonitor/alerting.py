@@ -14,19 +14,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import structlog
 
 from healthmonitor.channels.channel import Channel, Item, Notification, Receipt, Transition
 from healthmonitor.core.deviations import Deviation, deviation
+from healthmonitor.core.maintenance_changes import in_force
 from healthmonitor.core.notifying import wording
-from healthmonitor.core.notifying.desk import NOTED_MAX, Desk, Rules, Surroundings
+from healthmonitor.core.notifying.desk import Desk, Rules, Surroundings
 from healthmonitor.core.notifying.routing import Subject, routed
 from healthmonitor.core.notifying.thread import Acknowledgement, Send, Thread
-from healthmonitor.core.policy import Policy
-from healthmonitor.core.records import Event, Incident, Severity, Silence
+from healthmonitor.core.policy import AlertPolicy, Policy
+from healthmonitor.core.records import Event, Incident, Maintenance, Severity, Silence
 from healthmonitor.delivery import Line
+from healthmonitor.heard_alerts import AT_ONCE, HeardAlerts, IncidentOf
 from healthmonitor.outbox import Letter, Outbox
 from protocol.bus import Bus, BusUnavailable
 
@@ -38,6 +41,10 @@ RETRY_SECONDS = 0.5
 LOOK_SECONDS = 1.0
 """The desk is looked at this often even when nothing is due: wall clocks jump."""
 BUS_LOOK_SECONDS = 0.25
+LOOK_FOR_CHANNELS_SECONDS = 20.0
+"""A channel whose server was not there at the start, and for which nothing waits, is looked for this often."""
+ALERTS_LOOK_SECONDS = 5.0
+"""The inbox is looked at this often even when no alert was heard: one may have come while nobody listened."""
 LED_LATELY_SECONDS = 30.0
 """A leader loses its lease before its connection is known to be lost; it tells of it all the same."""
 COMPOSE_LOGS_MAX = 5
@@ -57,6 +64,7 @@ class Knowledge(Protocol):
 class AlertJournal(Protocol):
     def incidents(self) -> Mapping[str, Incident]: ...
     def silences(self) -> Mapping[str, Silence]: ...
+    def maintenance(self) -> Mapping[str, Maintenance]: ...
     async def read_incidents(self) -> Mapping[str, Incident]:
         """From the bus, not from memory, which may be as old as another monitor's leadership."""
         ...
@@ -93,12 +101,15 @@ class Alerting:
         is_leader: Callable[[], bool],
         unix_time: Callable[[], float],
         tell: Callable[[Event], None],
+        alert_of: IncidentOf,
         site: str,
         changed: Callable[[], None] = lambda: None,
-        link: str = "",
+        link: Callable[[str], str] = lambda incident_key: "",
+        melting: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
-        """`tell`: writes an event to the timeline when it can. `changed`: called when a channel begins or ceases to
-        fail. `rules.channels` is what `channels` are called, whatever it says."""
+        """`tell`: writes an event to the timeline when it can. `alert_of`: an agent's alert as an incident. `changed`:
+        called when a channel begins or ceases to fail. `melting`: scopes in which many are lost, or may be
+        (`desk.Surroundings`). `rules.channels` is what `channels` are called, whatever it says."""
         self._bus = bus
         self._journal = journal
         self._knowledge = knowledge
@@ -108,6 +119,7 @@ class Alerting:
         self._tell = tell
         self._site = site
         self._link = link
+        self._melting = melting
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(bus, policy.alerts.outbox_max_bytes)
@@ -116,11 +128,14 @@ class Alerting:
         self._retired: list[Channel] = []
         self._rules = rules
         self.desk: Desk | None = None  # only while leading
+        self._seen_while_loading: dict[str, Incident] | None = None
         self._woken = asyncio.Event()
         self._led_at = self._loop.time()  # who starts without a bus says so too
         self._dispatching = False
         self.running = False
-        self._noted: dict[str, Incident] = {}  # until they are written down
+        self._alerts = HeardAlerts(bus, alert_of)
+        self._rung = True  # an agent's alert was heard
+        self._alerts_looked_at = float("-inf")
         self._bus_alarm: Incident | None = None
         self._tests = 0
         self.set_channels(channels, rules)
@@ -128,21 +143,29 @@ class Alerting:
     # What the monitor tells.
 
     def see(self, incident: Incident) -> None:
-        """It is written down; now it is to be told. Until the desk is loaded there is no need: it reads the journal."""
-        if self.desk is not None and incident.kind != BUS_LOST:
+        """It is written down; now it is to be told. Before the desk is loaded there is no need, it reads the journal;
+        what is written while it reads is kept, because it may read what was there a moment before."""
+        if incident.kind == BUS_LOST:
+            return
+        if self.desk is not None:
             self.desk.see(incident)
             self._woken.set()
+        elif self._seen_while_loading is not None:
+            self._seen_while_loading[incident.key] = incident
 
-    def note(self, incident: Incident) -> None:
-        """It happened once and stands in no record, so it is kept here until its letter is written."""
-        if len(self._noted) < NOTED_MAX:
-            self._noted[incident.key] = incident
-        if self.desk is not None:
-            self.desk.note(incident)
-            self._woken.set()
+    def ring(self) -> None:
+        """An agent's alert was heard; it lies in the inbox, and is taken from there by whoever leads."""
+        self._rung = True
+        self._woken.set()
 
     def wake(self) -> None:
         self._woken.set()
+
+    def unreachable(self, channels: Mapping[str, str]) -> None:
+        """Channel → why its server was not there when it was looked for; it is looked for again."""
+        for name, why in channels.items():
+            if name in self._lines:
+                self._lines[name].unreachable(why)
 
     def deviations(self) -> Iterable[Deviation]:
         """Channels that cannot deliver."""
@@ -207,7 +230,6 @@ class Alerting:
                 subject=f"[test] test of channel {channel}: nothing is wrong",
                 items=(Item(incident, "shop/db/0, as an example", "nothing"),),
                 site=self._site,
-                link=self._link,
             )
         )
 
@@ -219,6 +241,11 @@ class Alerting:
             if line.failing():
                 reasons.append(f"channel {name} cannot deliver now: {line.failing()}")
         return tuple(reasons)
+
+    def look(self, incident: Incident) -> Item:
+        """What is known of it now, but for log lines."""
+        incidents = {key: each for key, each in self._journal.incidents().items() if each.resolved_at is None}
+        return self._knowledge.item_maker(incidents, self._unix_time())(incident)
 
     def thread_of(self, key: str) -> Thread | None:
         return self.desk.thread_of(key) if self.desk is not None else None
@@ -258,7 +285,7 @@ class Alerting:
                 line = Line(
                     channel,
                     self._outbox,
-                    lambda: self._policy.alerts,
+                    partial(self._delivery_of, channel.name),
                     self._is_leader,
                     self._unix_time,
                     self._tell_of_channel,
@@ -282,6 +309,7 @@ class Alerting:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch_bus(), name="alerting-bus")
+                tasks.create_task(self._look_for_channels(), name="alerting-channels")
                 while True:
                     await self._start_lines(tasks)
                     seconds = await self._turn()
@@ -294,7 +322,8 @@ class Alerting:
 
     def idle(self) -> bool:
         """Nothing waits: for tests."""
-        told = self.desk is None or (self.desk.untold() == 0 and not self._dispatching)
+        alerts = self._rung or self._alerts.in_hand
+        told = self.desk is None or (self.desk.untold() == 0 and not self._dispatching and not alerts)
         return told and all(not line.waiting() for line in self._lines.values())
 
     async def _turn(self) -> float:
@@ -314,6 +343,13 @@ class Alerting:
             return RETRY_SECONDS
 
     async def _begin_leading(self) -> None:
+        self._seen_while_loading = {}
+        try:
+            await self._load_desk(self._seen_while_loading)
+        finally:
+            self._seen_while_loading = None
+
+    async def _load_desk(self, seen_meanwhile: Mapping[str, Incident]) -> None:
         contents = await self._outbox.load()
         read = await self._journal.read_incidents()
         incidents = {key: each for key, each in read.items() if each.kind != BUS_LOST}
@@ -327,13 +363,16 @@ class Alerting:
             for name in letter.channels:
                 if name not in letter.done:
                     await self._put(name, letter)
-        for incident in self._noted.values():
-            desk.note(incident)
+        await self._alerts.open()
+        self._rung = True
+        for incident in seen_meanwhile.values():
+            desk.see(incident)
         self.desk = desk
         log.info("alerting.leads", letters=len(contents.letters), threads=len(contents.threads))
 
     def _stop_leading(self) -> None:
         self.desk = None
+        self._alerts.reset()
         for line in self._lines.values():
             line.clear()
 
@@ -341,19 +380,35 @@ class Alerting:
         desk = self.desk
         if desk is None:
             return RETRY_SECONDS
+        await self._take_alerts(desk)
         decision = desk.decide(self._unix_time(), self._around())
         self._dispatching = bool(decision.sends)
         try:
             await self._dispatch(decision.sends)
         finally:
             self._dispatching = False
-        if desk.untold_notes() == 0:
-            self._noted.clear()
+        if self._alerts.in_hand and desk.untold_notes() == 0:
+            await self._alerts.done()
         for thread in decision.forgotten:
             await self._outbox.forget(thread)
+        if self._rung:
+            return 0.0
         if decision.next_check is None:
             return LOOK_SECONDS
         return min(LOOK_SECONDS, max(0.0, decision.next_check - self._unix_time()))
+
+    async def _take_alerts(self, desk: Desk) -> None:
+        now = self._loop.time()
+        if not self._rung and now - self._alerts_looked_at < ALERTS_LOOK_SECONDS:
+            return
+        self._rung, self._alerts_looked_at = False, now
+        for incident in await self._alerts.take():
+            if not desk.note(incident):
+                continue
+            fields = {"key": incident.key, "severity": incident.severity.name.lower()}
+            text = f"{incident.title}: {incident.detail}"
+            self._tell(Event(self._unix_time(), "incident.noted", incident.subject, text, fields))
+        self._rung = self._rung or self._alerts.in_hand >= AT_ONCE
 
     async def _dispatch(self, sends: Sequence[Send]) -> None:
         """Writes each down, and hands it to its channels' lines."""
@@ -375,7 +430,7 @@ class Alerting:
             keys = {each.key for each in send.incidents if each.kind in wording.EXPLAINS_OTHERS}
             explained = [each for each in incidents.values() if each.inhibited_by in keys] if keys else []
             notification = wording.notification(
-                send, item, explained, alerts.rows_max, self._unix_time(), self._site, self._link
+                send, item, explained, alerts.rows_max, self._unix_time(), self._site, self._link_of(send)
             )
             if not send.channels:
                 await self._outbox.save(send.thread)
@@ -383,6 +438,12 @@ class Alerting:
             letter = await self._outbox.put(notification, send.channels, send.thread)
             for name in send.channels:
                 await self._put(name, letter)
+
+    def _link_of(self, send: Send) -> str:
+        """To the page of the first: an agent's own alert is no record, so it has none."""
+        if send.transition is Transition.NOTED or not send.incidents:
+            return ""
+        return self._link(send.incidents[0].key)
 
     async def _put(self, name: str, letter: Letter) -> None:
         line = self._lines.get(name)
@@ -395,7 +456,14 @@ class Alerting:
         await self._outbox.done(letter, name)
 
     def _around(self) -> Surroundings:
-        return Surroundings(self._knowledge.subject, tuple(self._journal.silences().values()))
+        windows = in_force(self._journal.maintenance().values())
+        silences, seconds = tuple(self._journal.silences().values()), self._policy.brewing_seconds
+        return Surroundings(self._knowledge.subject, silences, windows, self._melting(), seconds)
+
+    def _delivery_of(self, channel: str) -> AlertPolicy:
+        """The section `alerts`, with what the channel has of its own."""
+        own = self._rules.delivery.get(channel)
+        return replace(self._policy.alerts, **own) if own else self._policy.alerts
 
     def _tell_of_channel(self, kind: str, subject: str, text: str, fields: dict[str, str]) -> None:
         self._tell(Event(self._unix_time(), kind, subject, text, fields))
@@ -409,6 +477,12 @@ class Alerting:
         retired, self._retired = self._retired, []
         for channel in retired:
             await channel.close()
+
+    async def _look_for_channels(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_FOR_CHANNELS_SECONDS)
+            for line in list(self._lines.values()):
+                await line.look_again()
 
     async def _until_woken(self, seconds: float) -> None:
         try:
@@ -479,7 +553,6 @@ class Alerting:
             subject=subject,
             items=(Item(incident, f"monitor {self._site}", "it is tried again and again; nothing is rebuilt"),),
             site=self._site,
-            link=self._link,
         )
         for name in way.channels:
             if name in self._lines:

@@ -11,6 +11,7 @@ Does not know: how things are done (`operator_actions.py`), how they look as JSO
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import ipaddress
 import json
@@ -30,12 +31,25 @@ from healthmonitor import api_bodies as bodies
 from healthmonitor import api_views as views
 from healthmonitor.alert_actions import AlertActions
 from healthmonitor.api_alerts import AlertApi
+from healthmonitor.api_disks import DiskApi
 from healthmonitor.api_errors import ApiError, Endpoint, guarded, reply
-from healthmonitor.core.fleet import AgentView
+from healthmonitor.api_images import ImageApi
+from healthmonitor.api_incident_page import IncidentPage
+from healthmonitor.api_listing import Listing, listing
+from healthmonitor.api_maintenance import MaintenanceApi
+from healthmonitor.api_monitors import MonitorApi
+from healthmonitor.core.agent_state import AgentView
 from healthmonitor.core.judgement import FleetView, Judgement, Verdict
 from healthmonitor.core.manifest import Manifest
+from healthmonitor.core.notifying.links import PATH as INCIDENT_PATH
+from healthmonitor.core.operator_view import Tone, describe
+from healthmonitor.core.progress import Progress
 from healthmonitor.core.records import InstanceRecord, Step
+from healthmonitor.disk_actions import DiskActions
+from healthmonitor.image_actions import ImageActions
 from healthmonitor.journal import Journal
+from healthmonitor.maintenance_actions import MaintenanceActions
+from healthmonitor.monitors import Monitors
 from healthmonitor.operator_actions import Answer, Leader, ManifestUpload, NotFound, OperatorActions, Person
 from healthmonitor.version import VERSION
 from protocol.ids import DeploymentName, InstanceId, instance_id
@@ -61,7 +75,7 @@ class Manifests(Protocol):
         """Raises ManifestErrors."""
         ...
 
-    def plan(self, manifest: Manifest) -> Mapping[str, Any]: ...
+    def plan(self, manifest: Manifest, migrate: bool = False) -> Mapping[str, Any]: ...
 
 
 class MonitorState(Protocol):
@@ -100,8 +114,15 @@ class ApiParts:
     leader: Leader
     manifests: Manifests
     tokens: Callable[[], Mapping[str, Role]]
+    signs_links: Callable[[], str]
     alerts: AlertActions
+    maintenance: MaintenanceActions
+    monitors: Monitors
+    images: ImageActions
     unix_time: Callable[[], float]
+    disks: DiskActions
+    progress: Callable[[InstanceId], Progress | None] = lambda instance: None
+    full_in_seconds: Callable[[InstanceId, str], float | None] = lambda instance, disk: None
 
 
 class Api:
@@ -109,16 +130,30 @@ class Api:
         self._parts = parts
         self._followers = 0
         self._alerts = AlertApi(parts.alerts, _body, self._person, parts.unix_time)
+        self._page = IncidentPage(
+            parts.alerts,
+            lambda request: self._role(request) is not None,
+            parts.signs_links,
+            parts.monitor.id,
+            parts.unix_time,
+        )
+        self._maintenance = MaintenanceApi(parts.maintenance, _body, self._person, parts.unix_time)
+        self._monitors = MonitorApi(parts.monitors, _body, self._person)
+        self._images = ImageApi(parts.images, _body, self._person)
+        self._disks = DiskApi(parts.disks, _body, self._person)
 
     def application(self) -> Starlette:
-        alerts = self._alerts
+        alerts, maintenance, images = self._alerts, self._maintenance, self._images
         instance = "/v1/instances/{deployment}/{group}/{index:int}"
         return Starlette(
             routes=[
                 Route("/healthz", guarded(self._healthz)),
                 Route("/metrics", guarded(self._local_or(Role.READER, self._metrics))),
+                Route(INCIDENT_PATH, guarded(self._page.show), methods=["GET"]),
                 Route("/v1/status", self._for(Role.READER, self._status)),
                 Route("/v1/leader", self._for(Role.READER, self._leader)),
+                Route("/v1/monitors", self._for(Role.READER, self._monitors.list_)),
+                Route("/v1/monitors/step-down", self._for(Role.ADMIN, self._monitors.step_down), methods=["POST"]),
                 Route("/v1/plan", self._for(Role.READER, self._plan), methods=["POST"]),
                 Route("/v1/deployments", self._for(Role.READER, self._deployments)),
                 Route("/v1/deployments/{name}", self._for(Role.READER, self._deployment), methods=["GET"]),
@@ -133,9 +168,23 @@ class Api:
                 Route("/v1/alerts/channels/{name}/test", self._for(Role.ADMIN, alerts.test), methods=["POST"]),
                 Route("/v1/alerts/explain", self._for(Role.READER, alerts.explain)),
                 Route("/v1/alerts/acknowledge", self._for(Role.ADMIN, alerts.acknowledge), methods=["POST"]),
+                Route("/v1/images", self._for(Role.READER, images.images), methods=["GET"]),
+                Route("/v1/images", self._for(Role.ADMIN, images.push), methods=["POST"]),
+                Route("/v1/images/missing", self._for(Role.ADMIN, images.missing), methods=["POST"]),
+                Route("/v1/images/blobs/{digest}", self._for(Role.ADMIN, images.blob), methods=["PUT"]),
+                Route("/v1/images/delete", self._for(Role.ADMIN, images.delete), methods=["POST"]),
+                Route("/v1/images/prune", self._for(Role.ADMIN, images.prune), methods=["POST"]),
                 Route("/v1/silences", self._for(Role.READER, alerts.silences), methods=["GET"]),
                 Route("/v1/silences", self._for(Role.ADMIN, alerts.silence), methods=["POST"]),
                 Route("/v1/silences/{id}/end", self._for(Role.ADMIN, alerts.end_silence), methods=["POST"]),
+                Route("/v1/maintenance", self._for(Role.READER, maintenance.windows), methods=["GET"]),
+                Route("/v1/maintenance", self._for(Role.ADMIN, maintenance.add), methods=["POST"]),
+                Route("/v1/maintenance/{id}/end", self._for(Role.ADMIN, maintenance.end), methods=["POST"]),
+                Route("/v1/disks", self._for(Role.READER, self._disks.list_)),
+                Route("/v1/disks/snapshots", self._for(Role.ADMIN, self._disks.snapshot), methods=["POST"]),
+                Route("/v1/disks/{cid}/keep", self._for(Role.ADMIN, self._disks.keep), methods=["POST"]),
+                Route("/v1/disks/{cid}/delete", self._for(Role.ADMIN, self._disks.delete), methods=["POST"]),
+                Route("/v1/disks/{cid}/attach", self._for(Role.ADMIN, self._disks.attach), methods=["POST"]),
                 Route("/v1/operations", self._for(Role.READER, self._operations)),
                 Route("/v1/fence/confirm", self._for(Role.ADMIN, self._confirm_fence), methods=["POST"]),
                 Route("/v1/switches", self._for(Role.READER, self._switches)),
@@ -165,22 +214,25 @@ class Api:
 
     async def _status(self, request: Request) -> Response:
         parts = self._parts
-        instances = self._instance_views()
+        listed = await self._listing(_deployment_in(request, parts.journal))
         judgement = parts.monitor.judgement()
         body = {
             "monitor": {
                 "id": parts.monitor.id,
                 "version": VERSION,
                 "leader": parts.leader.is_leader(),
-                "leader_id": parts.leader.leader_name(),
+                **parts.monitors.leader(),
                 "bus_connected": parts.monitor.bus_connected(),
                 "cannot_tell": judgement.cannot_tell,
                 "unhealthy": parts.monitor.reasons_unhealthy(),
             },
+            "monitors": parts.monitors.views(),
+            "unreadable": [str(error) for error in parts.journal.corrupt()],
             "switches": self._switches_view(),
             "meltdowns": views.meltdowns_view(judgement.meltdowns),
-            "deployments": self._deployment_views(instances),
-            "instances": instances,
+            "deployments": self._deployment_views(listed),
+            "instances": listed.instances,
+            "instances_left_out": listed.left_out,
             "incidents": [
                 views.incident_view(incident)
                 for incident in parts.journal.incidents().values()
@@ -188,6 +240,10 @@ class Api:
             ],
             "strangers": [
                 views.stranger_view(stranger) for stranger in islice(parts.monitor.strangers(), STRANGERS_MAX)
+            ],
+            "spares": [
+                views.spare_view(spare, parts.fleet.verdict(spare.agent_id))
+                for spare in sorted(parts.journal.spares().values(), key=lambda spare: (str(spare.pool), spare.made_at))
             ],
         }
         return JSONResponse(body)
@@ -199,14 +255,15 @@ class Api:
         )
 
     async def _deployments(self, request: Request) -> Response:
-        return JSONResponse({"deployments": self._deployment_views(self._instance_views())})
+        return JSONResponse({"deployments": self._deployment_views(await self._listing(None))})
 
     async def _deployment(self, request: Request) -> Response:
         name = DeploymentName(request.path_params["name"])
         record = self._parts.journal.deployment(name)
         if record is None:
             raise NotFound(f"there is no deployment {name!r}")
-        view = views.deployment_view(record, self._instance_views())
+        listed = await self._listing(name)
+        view = views.deployment_view(record, listed.existing.get(name, 0), listed.good.get(name, 0))
         return JSONResponse({**view, "manifest": record.manifest_text})
 
     async def _instance(self, request: Request) -> Response:
@@ -340,23 +397,35 @@ class Api:
     async def _planned(self, upload: ManifestUpload) -> dict[str, Any]:
         manifest = await self._parts.manifests.read(upload)
         before = self._parts.journal.deployment(manifest.name)
-        return {"plan": self._parts.manifests.plan(manifest), "revision": before.revision if before is not None else 0}
+        found = self._parts.manifests.plan(manifest, upload.migrate)
+        return {"plan": found, "revision": before.revision if before is not None else 0}
 
-    def _instance_views(self) -> list[dict[str, Any]]:
-        records = self._parts.journal.instances().values()
-        ordered = sorted(records, key=lambda item: (item.deployment, item.group.name, item.index))
-        return [self._instance_view(record) for record in ordered]
+    async def _listing(self, only: DeploymentName | None) -> Listing:
+        return await listing(self._parts.journal.instances().values(), self._tone, self._instance_view, only)
+
+    def _tone(self, record: InstanceRecord) -> Tone:
+        """As the view's, from what costs nothing to look up: it is asked of every instance there is."""
+        fleet, agent = self._parts.fleet, None if record.vm is None else record.vm.agent_id
+        verdict = Verdict.UNHEARD if agent is None else fleet.verdict(agent)
+        said = None if agent is None else fleet.last_glance(agent)
+        return describe(record, verdict, said, self._parts.journal.operation(record.instance)).tone
 
     def _instance_view(self, record: InstanceRecord) -> dict[str, Any]:
         fleet = self._parts.fleet
         agent = record.vm.agent_id if record.vm is not None else None
         verdict = Verdict.UNHEARD if agent is None else fleet.verdict(agent)
         heartbeat = None if agent is None else fleet.last_heartbeat(agent)
-        return views.instance_view(record, verdict, heartbeat, self._parts.journal.operation(record.instance))
+        operation = self._parts.journal.operation(record.instance)
+        progress = self._parts.progress(record.instance)
+        full_in = functools.partial(self._parts.full_in_seconds, record.instance)
+        return views.instance_view(record, verdict, heartbeat, operation, progress, full_in)
 
-    def _deployment_views(self, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _deployment_views(self, listed: Listing) -> list[dict[str, Any]]:
         records = sorted(self._parts.journal.deployments().values(), key=lambda record: record.name)
-        return [views.deployment_view(record, instances) for record in records]
+        return [
+            views.deployment_view(record, listed.existing.get(record.name, 0), listed.good.get(record.name, 0))
+            for record in records
+        ]
 
     def _switches_view(self) -> dict[str, Any]:
         return views.switches_view(self._parts.journal.switches(), self._parts.monitor.resurrection_configured())
@@ -415,7 +484,7 @@ async def _body(request: Request, kind: type[B]) -> B:
 
 
 def _upload(body: bodies.PlanBody) -> ManifestUpload:
-    return ManifestUpload(body.manifest, body.file, body.variables, body.env_files)
+    return ManifestUpload(body.manifest, body.file, body.variables, body.env_files, body.migrate)
 
 
 def _answer(answer: Answer) -> dict[str, Any]:
@@ -425,6 +494,12 @@ def _answer(answer: Answer) -> dict[str, Any]:
 def _instance_of(request: Request) -> InstanceId:
     path = request.path_params
     return instance_id(path["deployment"], path["group"], path["index"])
+
+
+def _deployment_in(request: Request, journal: Journal) -> DeploymentName | None:
+    """The deployment that `?name=` is or begins with, if there is one."""
+    name = DeploymentName(request.query_params.get("name", "").split("/")[0])
+    return name if name and journal.deployment(name) is not None else None
 
 
 def _whole(request: Request, name: str, default: int, least: int, most: int) -> int:

@@ -20,6 +20,7 @@ class PlanBody(Body):
     file: Annotated[str, Field(max_length=1000)] = "manifest.yml"
     variables: dict[str, Annotated[str, Field(max_length=64 * 1024)]] = Field(default_factory=dict, max_length=1000)
     env_files: dict[str, FileText] = Field(default_factory=dict, max_length=200)
+    migrate: bool = False
 
 
 class DeployBody(PlanBody):

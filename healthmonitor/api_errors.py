@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from healthmonitor.core.image_index import BadImage
 from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.core.operation import IllegalTransition
 from healthmonitor.core.operator_changes import NotPossible
+from healthmonitor.image_store import StoreFull, TooManyUploads
 from healthmonitor.journal import CorruptRecord, Superseded
 from healthmonitor.operator_actions import NotFound, NotLeading
 from healthmonitor.resurrector import NoSuchInstance, NotLeader
@@ -65,6 +67,15 @@ def for_person(error: Exception) -> JSONResponse | None:
         case NotLeading():
             hint = f"ask the one that leads: --api {error.address}" if error.address else "try again in some seconds"
             return reply(409, "not_leading", str(error), "", hint)
+        case BadImage():
+            return reply(422, "image", str(error))
+        case ClientDisconnect():
+            return reply(400, "cut_off", "the asker went away before all of the body had come")  # nobody hears it
+        case StoreFull():
+            hint = "`resurgam image prune`, or a larger images.store_size in the monitor's configuration"
+            return reply(507, "store_full", str(error), "", hint)
+        case TooManyUploads():
+            return reply(429, "too_many", str(error), "", "try again in some seconds")
         case NotLeader():
             return reply(409, "not_leading", str(error), "", "try again in some seconds")
         case NoSuchInstance():

@@ -7,17 +7,20 @@ it: container environments and cloud properties are left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from healthmonitor.core.fleet import AgentView
+from healthmonitor.core.agent_state import AgentView
+from healthmonitor.core.disk_planning import growth_text
 from healthmonitor.core.judgement import Verdict
-from healthmonitor.core.operator_view import Tone, container_is_fine, describe, what_to_do
+from healthmonitor.core.operator_view import container_is_fine, describe, what_to_do
+from healthmonitor.core.progress import Progress
 from healthmonitor.core.records import (
     DeploymentRecord,
     Incident,
     InstanceRecord,
     Operation,
+    SpareRecord,
     Step,
     Switches,
 )
@@ -26,11 +29,19 @@ from protocol.heartbeat import ContainerReport, DiskReport, Heartbeat
 
 
 def instance_view(
-    record: InstanceRecord, verdict: Verdict, heartbeat: Heartbeat | None, operation: Operation | None
+    record: InstanceRecord,
+    verdict: Verdict,
+    heartbeat: Heartbeat | None,
+    operation: Operation | None,
+    progress: Progress | None = None,
+    full_in_seconds: Callable[[str], float | None] = lambda disk: None,
 ) -> dict[str, Any]:
+    """`progress`: how far the operation's present step is, where that takes long. `full_in_seconds`: of a disk, at its
+    present growth."""
     state = describe(record, verdict, heartbeat, operation)
     extension = heartbeat.resurgam if heartbeat is not None else None
     reports = {report.name: report for report in extension.disks} if extension else {}
+    growing = {disk.name: growth_text(disk.grow) for disk in record.group.disks if disk.grow is not None}
     under_way = operation if operation is not None and operation.step is not Step.DONE else None
     return {
         "instance": record.instance,
@@ -62,11 +73,14 @@ def instance_view(
                 "cid": disk.cid,
                 "size_mib": disk.size_mib,
                 **disk_report_view(reports.get(disk.name)),
+                "full_in_seconds": full_in_seconds(disk.name),
+                "waits": disk.why or disk.given_up_why,
+                "grows": growing.get(disk.name, ""),
             }
             for disk in record.disks
         ],
         "vitals": heartbeat.vitals if heartbeat is not None else None,
-        "operation": None if under_way is None else operation_view(under_way),
+        "operation": None if under_way is None else {**operation_view(under_way), "progress": progress_view(progress)},
     }
 
 
@@ -87,8 +101,22 @@ def container_view(report: ContainerReport) -> dict[str, Any]:
 
 def disk_report_view(report: DiskReport | None) -> dict[str, Any]:
     if report is None:
-        return {"state": "unknown", "percent": None, "detail": ""}
-    return {"state": report.state.value, "percent": report.percent, "detail": report.detail}
+        return {
+            "state": "unknown",
+            "percent": None,
+            "inode_percent": None,
+            "filesystem_mib": None,
+            "errors": None,
+            "detail": "",
+        }
+    return {
+        "state": report.state.value,
+        "percent": report.percent,
+        "inode_percent": report.inode_percent,
+        "filesystem_mib": report.size_mib,
+        "errors": report.errors,
+        "detail": report.detail,
+    }
 
 
 def operation_view(operation: Operation) -> dict[str, Any]:
@@ -116,11 +144,22 @@ def operation_view(operation: Operation) -> dict[str, Any]:
     }
 
 
-def deployment_view(record: DeploymentRecord, instances: list[dict[str, Any]]) -> dict[str, Any]:
-    """`instances`: views of those that exist. Those not made yet count as wanted and not good."""
-    mine = [item for item in instances if item["deployment"] == record.name]
+def progress_view(progress: Progress | None) -> dict[str, Any] | None:
+    if progress is None:
+        return None
+    return {
+        "text": progress.text,
+        "phase": progress.phase,
+        "bytes_done": progress.bytes_done,
+        "bytes_total": progress.bytes_total,
+        "bytes_per_second": progress.bytes_per_second,
+        "seconds_left": progress.seconds_left,
+    }
+
+
+def deployment_view(record: DeploymentRecord, existing: int, good: int) -> dict[str, Any]:
+    """`existing`, `good`: its instances, and those that are as they should be. Those not made yet count as wanted."""
     wanted = 0 if record.deleting else sum(group.instances for group in record.manifest.groups)
-    good = sum(1 for item in mine if item["tone"] in (Tone.GOOD.value, Tone.OFF.value) and not item["deleting"])
     return {
         "name": record.name,
         "revision": record.revision,
@@ -130,7 +169,7 @@ def deployment_view(record: DeploymentRecord, instances: list[dict[str, Any]]) -
         "delete_disks": record.delete_disks,
         "deployed_by": record.deployed_by,
         "deployed_at": record.deployed_at,
-        "instances": max(wanted, len(mine)),
+        "instances": max(wanted, existing),
         "instances_good": good,
     }
 
@@ -182,6 +221,25 @@ def stranger_view(stranger: AgentView) -> dict[str, Any]:
         "verdict": stranger.verdict.value,
         "known_seconds": stranger.known_seconds,
         "silent_seconds": stranger.silent_seconds if math.isfinite(stranger.silent_seconds) else None,
+    }
+
+
+def spare_view(spare: SpareRecord, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "key": spare.key,
+        "state": spare.state.value,
+        "verdict": verdict.value,
+        "cloud": spare.pool.cloud,
+        "stemcell": spare.pool.stemcell,
+        "stemcell_version": spare.version,
+        "cpus": spare.pool.cpus,
+        "memory_mib": spare.pool.memory_mib,
+        "vm_cid": spare.vm_cid,
+        "agent_id": spare.agent_id,
+        "made_at": spare.made_at,
+        "images": list(spare.images),
+        "taken_by": spare.taken_by,
+        "error": spare.error or spare.images_error,
     }
 
 

@@ -1,7 +1,7 @@
 """Active checks: asks suspect agents over the bus and their clouds over their API, and tells the fleet what came.
 
-Laws: as many at once as the policy says, the rest wait in order; every question begun is reported back to the fleet,
-however it ends; a question that could not be put says nothing about the agent.
+Laws: as many at once and in a second as the policy says, the rest wait in order; every question begun is reported back
+to the fleet, however it ends; a question that could not be put says nothing about the agent.
 
 Does not know: what follows from an answer.
 """
@@ -61,6 +61,8 @@ class Asker:
         self._loop = asyncio.get_running_loop()
         self._to_ask: deque[AgentId] = deque()
         self._asking = 0
+        self._allowed = float(policy.asks_max_in_flight)  # questions that may be begun now
+        self._allowed_at = self._loop.time()
         self._to_observe: dict[CloudName, deque[tuple[AgentId, VmCid]]] = {}
         self._observing: Counter[CloudName] = Counter()
 
@@ -76,9 +78,17 @@ class Asker:
         self._start(tasks)
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
-        while self._to_ask and self._asking < self.policy.asks_max_in_flight:
+        """Called in each turn, and when a question is over."""
+        now = self._loop.time()
+        allowed = self._allowed + (now - self._allowed_at) * self.policy.asks_per_second
+        self._allowed, self._allowed_at = min(allowed, float(self.policy.asks_max_in_flight)), now
+        while self._to_ask and self._asking < self.policy.asks_max_in_flight and self._allowed >= 1.0:
+            agent = self._to_ask.popleft()
+            if not self._fleet.awaits_answer(agent):
+                continue  # it was heard while it waited here
+            self._allowed -= 1.0
             self._asking += 1
-            tasks.create_task(self._ask(self._to_ask.popleft(), tasks))
+            tasks.create_task(self._ask(agent, tasks))
         for name, waiting in self._to_observe.items():
             while waiting and self._observing[name] < self.policy.observes_max_in_flight:
                 self._observing[name] += 1

@@ -7,17 +7,20 @@ them.
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from healthmonitor.channels.build import channel_errors
 from healthmonitor.clouds.registry import option_errors
 from healthmonitor.core.configuration import Configuration, parse_configuration
 from healthmonitor.core.located_yaml import ManifestError, ManifestErrors
 from healthmonitor.secret_files import read_certificates_file, read_secret_file
-from protocol.settings import BusSettings
+from protocol.settings import BusSettings, RegistrySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Secrets:
     agents_ca: str = field(default="", repr=False)
     http_token: str = field(default="", repr=False)
     http_reader_token: str = field(default="", repr=False)
+    registry_auth: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    registry_certificates: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,13 @@ class LoadedConfiguration:
         ca = self.secrets.agents_ca or self.secrets.bus_ca
         return BusSettings(urls=agents.bus_urls, user=agents.user, password=self.secrets.agents_password, ca=ca)
 
+    @property
+    def registries(self) -> RegistrySettings:
+        """What a new VM's agent is told of registries."""
+        secrets = self.secrets
+        mirrors = self.configuration.registries.mirrors
+        return RegistrySettings(dict(secrets.registry_auth), mirrors, dict(secrets.registry_certificates))
+
 
 def load_configuration(path: Path) -> LoadedConfiguration:
     """Raises ManifestErrors, also when the file cannot be read."""
@@ -90,6 +102,7 @@ def load_configuration(path: Path) -> LoadedConfiguration:
 def _secrets(configuration: Configuration, errors: list[ManifestError]) -> Secrets:
     """What cannot be read is added to `errors`."""
     bus, agents, http = configuration.bus, configuration.agents, configuration.http
+    registries = configuration.registries
 
     def read(named: str, key: str, secret: bool = True, whole: bool = False) -> str:
         if not named:
@@ -113,9 +126,31 @@ def _secrets(configuration: Configuration, errors: list[ManifestError]) -> Secre
         agents_ca=read(agents.ca_file, "agents.ca_file", secret=False, whole=True),
         http_token=read(http.token_file, "http.token_file"),
         http_reader_token=read(http.reader_token_file, "http.reader_token_file"),
+        registry_auth=_registry_auth(
+            read(registries.auth_file, "registries.auth_file", whole=True), configuration, errors
+        ),
+        registry_certificates={
+            host: read(file, f"registries.ca_files.{host}", secret=False) for host, file in registries.ca_files.items()
+        },
     )
     if secrets.http_reader_token and secrets.http_reader_token == secrets.http_token:
         line, column = configuration.lines["http.reader_token_file"]
         message = "holds the same token as token_file; a reader who knows it could change everything"
         errors.append(ManifestError(configuration.file, line, column, "http.reader_token_file", message))
     return secrets
+
+
+def _registry_auth(text: str, configuration: Configuration, errors: list[ManifestError]) -> Mapping[str, Any]:
+    """Of Docker's config format only the logins: `{"auths": {HOST: {"auth": …}}}`."""
+    if not text:
+        return {}
+    try:
+        auths = json.loads(text)["auths"]
+        if not all(isinstance(login, dict) for login in auths.values()):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        line, column = configuration.lines["registries.auth_file"]
+        message = 'is not as docker login writes it; expected {"auths": {"HOST": {"auth": "…"}}}'
+        errors.append(ManifestError(configuration.file, line, column, "registries.auth_file", message))
+        return {}
+    return {"auths": auths}

@@ -35,6 +35,7 @@ ITEMS_MAX = 10_000
 IN_MEMORY_MAX = 100
 DELIVERED_KEPT = 1000
 MARK_RETRY_SECONDS = 0.5
+MARK_AT_END_SECONDS = 2.0
 LONGEST_RETRY_AFTER_SECONDS = 86400.0
 MINUTE = 60.0
 
@@ -56,6 +57,7 @@ class LineState:
     last_said: str = ""
     last_delivered_at: float | None = None
     circuit_open: bool = False
+    unreached: bool = False  # nothing was tried yet; a look at its server says that it is not there
 
 
 class Line:
@@ -110,6 +112,28 @@ class Line:
         """Why the channel counts as failing; "" when it does not."""
         return self.state.error if self.state.circuit_open else ""
 
+    def unreachable(self, why: str) -> None:
+        """A look before anything is sent: people should know before they need it."""
+        state = self.state
+        if state.failures or state.circuit_open:
+            return
+        state.unreached, state.error = True, harmless.line(why)
+        state.failing_since = self._unix_time()
+        self._open_circuit()
+
+    async def look_again(self) -> None:
+        """Whether the server is there now; while nothing is delivered, nothing else would tell."""
+        if not self.state.unreached:
+            return
+        try:
+            async with asyncio.timeout(self._policy().try_seconds):
+                await self.channel.reach()
+        except (ChannelUnavailable, TimeoutError) as error:
+            log.info("channel.still_unreachable", channel=self.name, error=harmless.line(str(error)))
+            return
+        if self.state.unreached:
+            self._works_again()
+
     async def test(self, notification: Notification) -> Receipt:
         """Past the line. Raises what the channel raises."""
         async with asyncio.timeout(self._policy().try_seconds):
@@ -118,6 +142,13 @@ class Line:
         return receipt
 
     async def run(self) -> None:
+        try:
+            await self._deliver_for_ever()
+        except asyncio.CancelledError:
+            await self._mark_at_end()
+            raise
+
+    async def _deliver_for_ever(self) -> None:
         while True:
             await self._mark()
             letter = self._next()
@@ -199,7 +230,11 @@ class Line:
         state.delivered += 1
         state.last_said = harmless.line(receipt.said)
         state.last_delivered_at = self._unix_time()
-        was_open, state.circuit_open = state.circuit_open, False
+        self._works_again()
+
+    def _works_again(self) -> None:
+        state = self.state
+        was_open, state.circuit_open, state.unreached = state.circuit_open, False, False
         state.failures, state.failing_since, state.error, state.next_try_at = 0, None, "", None
         if was_open:
             log.info("channel.works_again", channel=self.name)
@@ -208,6 +243,7 @@ class Line:
 
     def _failed(self, letter: Letter, error: str, at_least_seconds: float) -> float:
         policy, state = self._policy(), self.state
+        state.unreached = False  # from here on the deliveries tell
         state.failures += 1
         state.error = harmless.line(error)
         if state.failing_since is None:
@@ -258,6 +294,15 @@ class Line:
             self._unmarked.popleft()
         if not self._is_leader():
             self._unmarked.clear()  # who leads now sends them once more, or this monitor, which remembers them
+
+    async def _mark_at_end(self) -> None:
+        """Asked to stop between a delivery and its mark: the mark is written all the same, or the next monitor would
+        tell it again. Only a kill may double a notification."""
+        try:
+            async with asyncio.timeout(MARK_AT_END_SECONDS):
+                await self._mark()
+        except TimeoutError:
+            log.warning("outbox.not_marked", channel=self.name, error="no answer in time", next="told once more")
 
     # More than can be sent.
 

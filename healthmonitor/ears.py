@@ -17,10 +17,8 @@ from typing import Protocol
 import structlog
 
 from healthmonitor.core.fleet import Fleet
-from protocol import alert as alert_wire
 from protocol import heartbeat as wire
 from protocol import subjects
-from protocol.alert import Alert
 from protocol.bus import Bus, BusUnavailable, Message, Subscription
 from protocol.heartbeat import EngineState, Extension, Heartbeat, Malformed
 from protocol.ids import AgentId, MonitorId, is_token
@@ -29,7 +27,6 @@ from protocol.subjects import AgentMessage
 log = structlog.get_logger("ears")
 
 _HEARTBEAT_PREFIX = subjects.to_monitor(AgentMessage.HEARTBEAT, AgentId(""))
-_DIRECTOR = AgentId("director")
 
 
 class SystemEvents(Protocol):
@@ -41,7 +38,8 @@ class SystemEvents(Protocol):
 
 
 class Ears:
-    """`wake()` is called when something was heard that is worth a turn; `on_alert(agent, alert)` for each alert."""
+    """`wake()` is called when something was heard that is worth a turn; `on_alert()` for each
+    alert, which lies in the inbox (`heard_alerts.py`)."""
 
     def __init__(
         self,
@@ -50,7 +48,7 @@ class Ears:
         monitor_id: MonitorId,
         incarnation: str,
         wake: Callable[[], None],
-        on_alert: Callable[[AgentId, Alert], None],
+        on_alert: Callable[[], None],
         system_events: SystemEvents | None = None,
     ) -> None:
         self._bus = bus
@@ -64,6 +62,7 @@ class Ears:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self.canaries_heard = 0
+        self.canary_seconds = 0.0  # how long the last one was on its way, our own backlog included
 
     async def open(self) -> None:
         self._bus.on_connection_change(self._connection_changed)
@@ -103,20 +102,23 @@ class Ears:
 
     def _heartbeat(self, message: Message) -> None:
         agent = AgentId(message.subject[len(_HEARTBEAT_PREFIX) :])
-        fleet = self._fleet
-        if not fleet.knows(agent):
-            if agent.startswith(subjects.MONITOR_CANARY_AGENT):
-                self._canary_heard(agent, message.payload)
-                return
-            if not is_token(agent):
-                fleet.counters.malformed += 1
-                return
         try:
-            notable = fleet.hear(agent, message.payload, self._now())
+            notable = self._fleet.hear_known(agent, message.payload, self._now())
+            if notable is None:
+                notable = self._heard_of_nobody(agent, message.payload)
         except Malformed:
             return  # counted by the fleet; a line for each would let one agent fill the log
         if notable:
             self._wake()
+
+    def _heard_of_nobody(self, agent: AgentId, payload: bytes) -> bool:
+        if agent.startswith(subjects.MONITOR_CANARY_AGENT):
+            self._canary_heard(agent, payload)
+            return False
+        if not is_token(agent):
+            self._fleet.counters.malformed += 1
+            return False
+        return self._fleet.hear(agent, payload, self._now())
 
     def _canary_heard(self, agent: AgentId, payload: bytes) -> None:
         if agent != self._canary:
@@ -127,6 +129,7 @@ class Ears:
             return
         if extension is not None and extension.boot_id == self._incarnation:
             self.canaries_heard += 1
+            self.canary_seconds = self._now() - extension.sent_at_seconds
             self._fleet.own.canary_heard(extension.sent_at_seconds)
 
     def _shutdown(self, message: Message) -> None:
@@ -137,15 +140,7 @@ class Ears:
             self._wake()
 
     def _alert(self, message: Message) -> None:
-        agent = _DIRECTOR if message.subject == subjects.DIRECTOR_ALERT else subjects.agent_of(message.subject)
-        if agent is None:
-            return
-        try:
-            alert = alert_wire.decode(message.payload)
-        except Malformed as error:
-            log.warning("alert.malformed", agent=agent, error=str(error))
-            return
-        self._on_alert(agent, alert)
+        self._on_alert()  # the bus's server keeps it: it is read from there
 
     def _disconnected(self, client_name: str) -> None:
         agent = AgentId(client_name)

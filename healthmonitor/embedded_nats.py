@@ -2,8 +2,8 @@
 
 Law: what JetStream acknowledges is on disk (`sync_interval: always`; its default acknowledges first, and a power cut
 then loses acknowledged writes). It listens on loopback only; agents come in without a password and may do no more
-than send heartbeats, hear their requests and answer them; the monitor has a user with a password of its own, and
-another in the system account, to hear of lost connections.
+than send heartbeats, hear their requests, answer them, and read from the image store; the monitor has a user with a
+password of its own, and another in the system account, to hear of lost connections.
 
 Does not know: the monitor, VMs. Who starts and ends the process is `cli/site.py` or systemd.
 """
@@ -18,11 +18,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.subjects import IMAGE_STORE_READS
+
 MAX_PAYLOAD_BYTES = 1024 * 1024
 PING_INTERVAL_SECONDS = 2
 PINGS_OUT_MAX = 2
 """A peer that vanished without a word is noticed after (PINGS_OUT_MAX + 1) x PING_INTERVAL_SECONDS."""
-JETSTREAM_FILE_BYTES = 4 * 1024**3
+JETSTREAM_FILE_BYTES = 16 * 1024**3
+"""More than the image store (`images.store_size`, 8 GiB by default) and all else together. Nothing is set aside."""
 JETSTREAM_MEMORY_BYTES = 64 * 1024**2
 
 CONFIGURATION_NAME = "nats-server.conf"
@@ -57,6 +60,22 @@ class EmbeddedNats:
         return f"nats://127.0.0.1:{self.port}"
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url,)
+
+    @property
+    def ca(self) -> Path | None:
+        return None
+
+    @property
+    def monitor_name(self) -> str:
+        return "hm"
+
+    @property
+    def replicas(self) -> int:
+        return 1
+
+    @property
     def configuration_path(self) -> Path:
         return self.configuration_file or self.directory / CONFIGURATION_NAME
 
@@ -71,7 +90,7 @@ class EmbeddedNats:
     def prepare(self) -> Passwords:
         """Writes configuration and passwords (both 0600) and returns the passwords; those already made are kept."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        passwords = Passwords(**{user: _password(self.password_path(user)) for user in USERS})
+        passwords = Passwords(**{user: kept_password(self.password_path(user)) for user in USERS})
         write_private(self.configuration_path, configuration_text(self.directory, self.port, passwords))
         return passwords
 
@@ -82,9 +101,6 @@ class EmbeddedNats:
 
 def configuration_text(directory: Path, port: int, passwords: Passwords) -> str:
     """nats-server's configuration. Strings are JSON-quoted, which its syntax accepts."""
-
-    def quoted(value: object) -> str:
-        return json.dumps(str(value))
 
     return f"""# Written by resurgam; changes are overwritten at the next start.
 server_name: resurgam-{port}
@@ -100,7 +116,13 @@ jetstream {{
   max_memory_store: {JETSTREAM_MEMORY_BYTES}
   max_file_store: {JETSTREAM_FILE_BYTES}
 }}
-accounts {{
+{accounts_text(passwords)}no_auth_user: {AGENT_USER}
+"""
+
+
+def accounts_text(passwords: Passwords) -> str:
+    """Who may do what: the monitor everything, agents what an agent needs, a third hears of lost connections."""
+    return f"""accounts {{
   RESURGAM {{
     jetstream: enabled
     users: [
@@ -109,8 +131,8 @@ accounts {{
         user: {AGENT_USER}
         password: {quoted(passwords.agents)}
         permissions {{
-          publish {{ allow: ["hm.agent.*.*", "director.>"] }}
-          subscribe {{ allow: ["agent.*", "_INBOX.>"] }}
+          publish {{ allow: {json.dumps(["hm.agent.*.*", "director.>", *IMAGE_STORE_READS])} }}
+          subscribe {{ allow: ["agent.*", "_INBOX.>", "hm.centre"] }}
           allow_responses {{ max: 16, expires: "10m" }}
         }}
       }}
@@ -121,8 +143,11 @@ accounts {{
   }}
 }}
 system_account: SYSTEM
-no_auth_user: {AGENT_USER}
 """
+
+
+def quoted(value: object) -> str:
+    return json.dumps(str(value))
 
 
 def find_binary() -> Path:
@@ -149,7 +174,7 @@ def write_private(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _password(path: Path) -> str:
+def kept_password(path: Path) -> str:
     """The password kept in `path`, made when there is none."""
     try:
         kept = path.read_text(encoding="utf-8").strip()

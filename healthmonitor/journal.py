@@ -4,7 +4,9 @@ Laws:
 - Reading is from memory and never waits. What is in memory was read from the bus or acknowledged by it.
 - A record is written only over the very value that its writer had before it (`replacing`); otherwise `Superseded`.
 - No answer is neither yes nor no: it is read back before anything is tried again.
-- What cannot be read is named, kept and never overwritten (`CorruptRecord`).
+- What cannot be read is named, kept and never overwritten (`CorruptRecord`); while the switches cannot be read,
+  resurrection counts as switched off.
+- Keys that a newer monitor wrote and this one does not know are kept when it changes a record (`core/carried_keys`).
 
 Does not know: what the records mean, who leads.
 """
@@ -15,7 +17,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Generic, TypeVar
 
 import structlog
 
@@ -25,24 +26,30 @@ from healthmonitor.core.records import (
     Event,
     Incident,
     InstanceRecord,
+    Maintenance,
     Operation,
     OrphanDisk,
     Silence,
+    SpareRecord,
     Switches,
 )
+from healthmonitor.instance_reader import InstanceReader
+from healthmonitor.journal_table import CorruptRecord, Superseded, Table
 from protocol import codec
-from protocol.bus import Bucket, Bus, BusUnavailable, Entry, Log, WrongRevision
+from protocol.bus import Bus, BusUnavailable, Log
 from protocol.ids import CloudName, DeploymentName, InstanceId, instance_key
 
-T = TypeVar("T")
+__all__ = ["CorruptRecord", "EventEntry", "Journal", "Superseded"]
 
 DEPLOYMENTS = "deployments"
 INSTANCES = "instances"
 OPERATIONS = "operations"
 INCIDENTS = "incidents"
 ORPHANS = "orphans"
+SPARES = "spares"
 SWITCHES = "switches"
 SILENCES = "silences"
+MAINTENANCE = "maintenance"
 EVENTS = "events"
 
 _WRITE_TRIES = 3
@@ -50,22 +57,6 @@ _PAUSE_BETWEEN_TRIES_SECONDS = 0.2
 _EVENTS_PAGE = 1000
 
 log = structlog.get_logger("journal")
-
-
-class Superseded(Exception):
-    """Somebody else wrote this record since it was read: stop this work, and look again."""
-
-
-class CorruptRecord(Exception):
-    """A record that cannot be read. It is kept as it is; a person must look at it."""
-
-    def __init__(self, bucket: str, key: str, problem: str) -> None:
-        super().__init__(
-            f"record {key} in bucket {bucket} cannot be read, and is kept as it is: {problem};"
-            " put a valid value there (or delete the key) and restart the monitor"
-        )
-        self.bucket = bucket
-        self.key = key
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +70,25 @@ class Journal:
         self._bus = bus
         self._unix_time = unix_time
         self._policy = policy or ResurrectionPolicy()
-        self._deployments = _Table(DEPLOYMENTS, DeploymentRecord)
-        self._instances = _Table(INSTANCES, InstanceRecord)
-        self._operations = _Table(OPERATIONS, Operation)
-        self._incidents = _Table(INCIDENTS, Incident)
-        self._orphans = _Table(ORPHANS, OrphanDisk)
-        self._switches = _Table(SWITCHES, Switches)
-        self._silences = _Table(SILENCES, Silence)
-        self._tables: tuple[_Table[object], ...] = (
+        self._deployments = Table(DEPLOYMENTS, DeploymentRecord, lambda record: record.name)
+        self._instances = Table(INSTANCES, InstanceRecord, lambda record: record.instance, InstanceReader().read)
+        self._operations = Table(OPERATIONS, Operation, lambda operation: operation.instance)
+        self._incidents = Table(INCIDENTS, Incident, lambda incident: incident.key)
+        self._orphans = Table(ORPHANS, OrphanDisk, lambda orphan: (orphan.cloud, orphan.key))
+        self._spares = Table(SPARES, SpareRecord, lambda spare: spare.key)
+        self._switches = Table(SWITCHES, Switches, lambda switches: SWITCHES)
+        self._silences = Table(SILENCES, Silence, lambda silence: silence.id)
+        self._maintenance = Table(MAINTENANCE, Maintenance, lambda maintenance: maintenance.id)
+        self._tables: tuple[Table[object, object], ...] = (
             self._deployments,
             self._instances,
             self._operations,
             self._incidents,
             self._orphans,
+            self._spares,
             self._switches,
             self._silences,
+            self._maintenance,
         )  # type: ignore[assignment]  # read together, written apart
         self._log: Log | None = None
 
@@ -112,25 +107,27 @@ class Journal:
     # Reading, from memory.
 
     def deployments(self) -> Mapping[DeploymentName, DeploymentRecord]:
-        return {record.name: record for record in self._deployments.values.values()}
+        return self._deployments.snapshot()
 
     def deployment(self, name: DeploymentName) -> DeploymentRecord | None:
         return self._deployments.values.get(_escaped(name))
 
     def instances(self) -> Mapping[InstanceId, InstanceRecord]:
-        return {record.instance: record for record in self._instances.values.values()}
+        """The same object as before when nothing changed since."""
+        return self._instances.snapshot()
 
     def instance(self, instance: InstanceId) -> InstanceRecord | None:
         return self._instances.values.get(instance_key(instance))
 
     def operations(self) -> Mapping[InstanceId, Operation]:
-        return {operation.instance: operation for operation in self._operations.values.values()}
+        """The same object as before when nothing changed since."""
+        return self._operations.snapshot()
 
     def operation(self, instance: InstanceId) -> Operation | None:
         return self._operations.values.get(instance_key(instance))
 
     def incidents(self) -> Mapping[str, Incident]:
-        return {incident.key: incident for incident in self._incidents.values.values()}
+        return self._incidents.snapshot()
 
     async def read_incidents(self) -> Mapping[str, Incident]:
         """From the bus, without touching what is in memory, which may be older; what cannot be read is left out."""
@@ -146,11 +143,24 @@ class Journal:
     def silences(self) -> Mapping[str, Silence]:
         return dict(self._silences.values)
 
+    def maintenance(self) -> Mapping[str, Maintenance]:
+        """Windows that people added, by id; those of the configuration file are not among them."""
+        return dict(self._maintenance.values)
+
     def orphans(self) -> Mapping[tuple[CloudName, str], OrphanDisk]:
         """Disks that no instance uses, by cloud and key."""
-        return {(orphan.cloud, orphan.key): orphan for orphan in self._orphans.values.values()}
+        return self._orphans.snapshot()
+
+    def spares(self) -> Mapping[str, SpareRecord]:
+        """VMs without an instance, by their key."""
+        return self._spares.snapshot()
+
+    def spare(self, key: str) -> SpareRecord | None:
+        return self._spares.values.get(_escaped(key))
 
     def switches(self) -> Switches:
+        if SWITCHES in self._switches.corrupt:
+            return Switches(resurrection=False)  # a person may have said so
         return self._switches.values.get(SWITCHES, Switches())
 
     def corrupt(self) -> tuple[CorruptRecord, ...]:
@@ -160,6 +170,15 @@ class Journal:
         """Whether a record of this instance cannot be read: then nothing may be done with it."""
         key = instance_key(instance)
         return key in self._instances.corrupt or key in self._operations.corrupt
+
+    def corrupt_of(self, instance: InstanceId) -> CorruptRecord | None:
+        key = instance_key(instance)
+        return self._instances.corrupt.get(key) or self._operations.corrupt.get(key)
+
+    def has_corrupt_instances(self, deployment: DeploymentName) -> bool:
+        """Whether something of this deployment cannot be read: then nobody knows what is left to do for it."""
+        prefix = instance_key(InstanceId(f"{deployment}/"))
+        return any(key.startswith(prefix) for table in (self._instances, self._operations) for key in table.corrupt)
 
     # Writing. `replacing`: the value that the writer had read; None: there was none.
 
@@ -197,11 +216,21 @@ class Journal:
         key = _orphan_key(orphan)
         await self._orphans.save(key, orphan, self._orphans.values.get(key))
 
+    async def change_orphan(self, orphan: OrphanDisk, replacing: OrphanDisk) -> None:
+        """Only over this very value: whoever gives it away and whoever deletes it do not both succeed."""
+        await self._orphans.save(_orphan_key(orphan), orphan, replacing)
+
     async def delete_orphan(self, orphan: OrphanDisk) -> None:
         key = _orphan_key(orphan)
         held = self._orphans.values.get(key)
         if held is not None:
             await self._orphans.delete(key, held)
+
+    async def save_spare(self, spare: SpareRecord, replacing: SpareRecord | None) -> None:
+        await self._spares.save(_escaped(spare.key), spare, replacing)
+
+    async def delete_spare(self, spare: SpareRecord) -> None:
+        await self._spares.delete(_escaped(spare.key), spare)
 
     async def save_switches(self, switches: Switches, replacing: Switches | None = None) -> None:
         """`replacing` left out: over whatever this monitor has in memory."""
@@ -213,6 +242,12 @@ class Journal:
 
     async def delete_silence(self, silence: Silence) -> None:
         await self._silences.delete(silence.id, silence)
+
+    async def save_maintenance(self, window: Maintenance, replacing: Maintenance | None) -> None:
+        await self._maintenance.save(window.id, window, replacing)
+
+    async def delete_maintenance(self, window: Maintenance) -> None:
+        await self._maintenance.delete(window.id, window)
 
     # The timeline.
 
@@ -254,124 +289,6 @@ class Journal:
         if self._log is None:
             raise BusUnavailable("the journal is not open yet")
         return self._log
-
-
-class _Table(Generic[T]):
-    """One bucket in memory: key → value, and the revision at which it was read or written."""
-
-    def __init__(self, name: str, kind: type[T]) -> None:
-        self.name = name
-        self.bucket: Bucket | None = None
-        self.values: dict[str, T] = {}
-        self.corrupt: dict[str, CorruptRecord] = {}
-        self._kind = kind
-        self._revisions: dict[str, int] = {}
-        self._uncertain: set[str] = set()
-        """Keys whose last write had no answer, even after reading back failed."""
-        self._written_during_reload: set[str] = set()
-
-    async def reload(self) -> None:
-        # What is written while the entries are on their way is newer than they may be, and stays.
-        self._written_during_reload.clear()
-        held_before = set(self._revisions)
-        entries = await self.opened().entries()
-        for key in held_before - set(entries) - self._written_during_reload:
-            self._forget(key)
-        for key, entry in entries.items():
-            if key not in self._written_during_reload and entry.revision != self._revisions.get(key):
-                self._take(entry)
-        self._uncertain -= set(self._uncertain) - self._written_during_reload
-
-    async def save(self, key: str, value: T, replacing: T | None) -> None:
-        await self._settle(key)
-        if key in self.corrupt:
-            raise self.corrupt[key]
-        if self.values.get(key) != replacing:
-            raise Superseded(f"{self.name}/{key} was changed meanwhile")
-        payload = codec.to_json(value)
-        revision = self._revisions.get(key)
-        bucket = self.opened()
-        for _ in range(_WRITE_TRIES):
-            try:
-                if revision is None:
-                    written = await bucket.create(key, payload)
-                else:
-                    written = await bucket.update(key, payload, revision)
-            except WrongRevision:
-                await self._read_back(key)
-                raise Superseded(f"{self.name}/{key} was written by somebody else") from None
-            except BusUnavailable:
-                self._uncertain.add(key)
-                await asyncio.sleep(_PAUSE_BETWEEN_TRIES_SECONDS)
-                entry = await bucket.get(key)
-                if entry is not None and entry.value == payload:
-                    written = entry.revision
-                elif (None if entry is None else entry.revision) == revision:
-                    continue
-                else:
-                    await self._read_back(key)
-                    raise Superseded(f"{self.name}/{key} was written by somebody else") from None
-            self._held(key, value, written)
-            return
-        raise BusUnavailable(f"{self.name}/{key}: not written, or not known to be, in {_WRITE_TRIES} tries")
-
-    async def delete(self, key: str, replacing: T) -> None:
-        await self._settle(key)
-        held = self.values.get(key)
-        if held is None:
-            return
-        if held != replacing:
-            raise Superseded(f"{self.name}/{key} was changed meanwhile")
-        try:
-            await self.opened().delete(key, self._revisions[key])
-        except WrongRevision:
-            await self._read_back(key)
-            raise Superseded(f"{self.name}/{key} was written by somebody else") from None
-        except BusUnavailable:
-            self._uncertain.add(key)
-            raise
-        self._written_during_reload.add(key)
-        self._forget(key)
-
-    async def _settle(self, key: str) -> None:
-        if key in self._uncertain:
-            await self._read_back(key)
-
-    async def _read_back(self, key: str) -> None:
-        entry = await self.opened().get(key)
-        self._written_during_reload.add(key)
-        self._uncertain.discard(key)
-        if entry is None:
-            self._forget(key)
-        elif entry.revision != self._revisions.get(key):
-            self._take(entry)
-
-    def _take(self, entry: Entry) -> None:
-        self._revisions[entry.key] = entry.revision
-        try:
-            self.values[entry.key] = codec.from_json(self._kind, entry.value)
-            self.corrupt.pop(entry.key, None)
-        except codec.Invalid as error:
-            self.values.pop(entry.key, None)
-            self.corrupt[entry.key] = CorruptRecord(self.name, entry.key, str(error))
-            log.error("corrupt record", bucket=self.name, key=entry.key, problem=str(error))
-
-    def _held(self, key: str, value: T, revision: int) -> None:
-        self._written_during_reload.add(key)
-        self._uncertain.discard(key)
-        self.values[key] = value
-        self._revisions[key] = revision
-
-    def _forget(self, key: str) -> None:
-        self.values.pop(key, None)
-        self.corrupt.pop(key, None)
-        self._revisions.pop(key, None)
-        self._uncertain.discard(key)
-
-    def opened(self) -> Bucket:
-        if self.bucket is None:
-            raise BusUnavailable("the journal is not open yet")
-        return self.bucket
 
 
 def _orphan_key(orphan: OrphanDisk) -> str:

@@ -1,6 +1,8 @@
 """The lease in the bus: this monitor's part in deciding who acts. The rules are in `core/leadership.py`.
 
-Law: `is_leader()` is true only while no other monitor can have begun to act, whatever the bus does.
+Laws:
+- `is_leader()` is true only while no other monitor can have begun to act, whatever the bus does.
+- A monitor never takes a lease under which records of a newer format were written: it says why, and waits.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import structlog
 from healthmonitor.core import leadership as rules
 from healthmonitor.core.leadership import LeaseAction, LeaseState
 from healthmonitor.core.policy import LeadershipPolicy
+from healthmonitor.core.presence import RECORDS_FORMAT
 from protocol import codec
 from protocol.bus import Bucket, Bus, BusUnavailable, WrongRevision
 from protocol.ids import MonitorId
@@ -34,6 +37,20 @@ class Lease:
     incarnation: str = ""
     renewals: int = 0
     address: str = ""  # where the holder's HTTP API listens, for people and other monitors
+    since: float = 0.0  # Unix seconds; when it was taken
+    why: str = ""  # a sentence for people: why the holder took it, or why the last holder gave it back
+    former: str = ""  # who gave it back
+    records_format: int = 1  # the newest that any holder wrote
+    version: str = ""  # of the holder's program
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """What else matters beside the lease. `someone_is_ready(format)`: another monitor could lead at once. `is_ready`:
+    this one could."""
+
+    someone_is_ready: Callable[[int], bool] = lambda records_format: True  # as far as is known
+    is_ready: Callable[[], bool] = lambda: True
 
 
 class Leadership:
@@ -44,19 +61,34 @@ class Leadership:
         policy: LeadershipPolicy,
         incarnation: str = "",
         address: str = "",
+        version: str = "",
+        unix_time: Callable[[], float] = lambda: 0.0,
+        manners: Manners | None = None,
+        records_format: int = RECORDS_FORMAT,
     ) -> None:
         self._bus = bus
         self._monitor_id = monitor_id
         self._policy = policy
         self._incarnation = incarnation
         self._address = address
+        self._version = version
+        self._unix_time = unix_time
+        self._manners = manners or Manners()
+        self._format = records_format
         self._state = LeaseState()
         self._renewals = 0
+        self._since = 0.0
+        self._why = ""
         self._lease: Lease | None = None
         self._reported = False
         self._callbacks: list[Callable[[bool], None]] = []
+        self._given_back: list[Callable[[], None]] = []
         self._bucket: Bucket | None = None
-        self._stepping_down_until = 0.0
+        self._aside_until = 0.0
+        self._woken = asyncio.Event()
+        self._turning = asyncio.Lock()
+        self._reached_at: float | None = None
+        self._moved_at = float("-inf")
 
     def is_leader(self) -> bool:
         return rules.may_act(self._state, _now(), self._policy)
@@ -65,27 +97,67 @@ class Leadership:
         """What the lease said when it was last read or written. None: nothing known."""
         return self._lease
 
+    def refusal(self) -> str:
+        """Why this monitor would not lead now; "" when it would."""
+        newest = self._lease.records_format if self._lease is not None else 0
+        if newest > self._format:
+            version = self._lease.version if self._lease is not None else ""
+            return (
+                f"records of format {newest} were written by a newer monitor ({version or 'version not known'});"
+                f" this one knows format {self._format}: upgrade it"
+            )
+        left = self._aside_until - _now()
+        return f"stepped down, for another {left:.0f} s" if left > 0 else ""
+
+    def out_of_touch_seconds(self) -> float | None:
+        """For how long the lease could not be read or written; None before the first time."""
+        return None if self._reached_at is None else _now() - self._reached_at
+
+    def in_touch(self) -> bool:
+        """Whether it could within the last TTL: this monitor is where the bus's store is."""
+        silent = self.out_of_touch_seconds()
+        return silent is not None and silent < self._policy.ttl_seconds
+
     def on_change(self, callback: Callable[[bool], None]) -> None:
         """`callback(is_leader)` after each change, from the loop."""
         self._callbacks.append(callback)
+
+    def on_given_back(self, callback: Callable[[], None]) -> None:
+        """`callback()` once the lease is free for others."""
+        self._given_back.append(callback)
+
+    def wake(self) -> None:
+        """Something was heard that makes it worth looking at the lease now."""
+        self._woken.set()
 
     async def run(self) -> None:
         """Until cancelled; then the lease is given back, so that the next monitor need not wait for it to be over."""
         try:
             while True:
-                pause = await self._turn()
+                self._woken.clear()
+                async with self._turning:
+                    pause = await self._turn()
                 self._report()
                 if self.is_leader():
                     # Look again when the right to act ends, even if the renewal hangs in the bus.
                     pause = min(pause, max(0.0, rules.acts_until(self._state, self._policy) - _now()))
-                await asyncio.sleep(pause)
+                await self._pause(pause)
         finally:
-            await self._give_back()
+            await self._give_back(f"{self._monitor_id} ended")
 
-    async def step_down(self) -> None:
-        """Gives the lease back and does not take it again for one TTL."""
-        self._stepping_down_until = _now() + self._policy.ttl_seconds
-        await self._give_back()
+    async def step_down(self, seconds: float | None = None, why: str = "") -> bool:
+        """Gives the lease back, and leaves it to others for so long (by default one TTL) as one of them could take it.
+        False: it was not ours, or could not be given back and ends by itself."""
+        async with self._turning:
+            self._aside_until = _now() + (self._policy.ttl_seconds if seconds is None else seconds)
+            return await self._give_back(why or f"{self._monitor_id} stepped down")
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
 
     async def _turn(self) -> float:
         try:
@@ -94,13 +166,35 @@ class Leadership:
                 decision = rules.decide(self._state, _now(), self._policy)
                 if decision.action is LeaseAction.WAIT:
                     return decision.next_check_seconds
-                if _now() < self._stepping_down_until:
+                if self._leaves_it(decision.action):
                     return self._policy.renew_seconds
-                await self._write(decision.action, decision.reason)
+                await self._write(decision.action, self._reason(decision.action, decision.reason))
                 return self._policy.renew_seconds
         except (BusUnavailable, TimeoutError) as error:
             log.warning("lease not reached", error=str(error) or "no answer in time", leader=self.is_leader())
+            await self._perhaps_move()
             return self._policy.renew_seconds / 2.0
+
+    def _leaves_it(self, action: LeaseAction) -> bool:
+        """Whether a lease that could be taken is left to others."""
+        if action is LeaseAction.RENEW:
+            return False
+        newest = self._lease.records_format if self._lease is not None else 0
+        if newest > self._format:
+            log.error("does not lead", reason=self.refusal())
+            return True
+        self._state = rules.free(self._state, _now())
+        wishes_to = _now() < self._aside_until or not self._manners.is_ready()
+        ready = self._manners.someone_is_ready(newest)
+        return rules.stands_aside(self._state, _now(), wishes_to, ready, self._policy)
+
+    def _reason(self, action: LeaseAction, reason: str) -> str:
+        if action is LeaseAction.TAKE and self._lease is not None:
+            if self._lease.holder == "" and self._lease.why:
+                return self._lease.why
+            if self._lease.holder:
+                return f"{self._lease.holder} led and fell silent: {reason}"
+        return reason
 
     def _deadline_seconds(self) -> float:
         """A renewal that hangs must not outlive the right to act, or `on_change` would be late."""
@@ -108,8 +202,18 @@ class Leadership:
             return self._policy.ttl_seconds
         return max(0.01, rules.acts_until(self._state, self._policy) - _now())
 
+    async def _perhaps_move(self) -> None:
+        """A server that was cut off from the rest of the bus keeps its clients, and stores nothing for them."""
+        now = _now()
+        if self._reached_at is None or not self._bus.connected:
+            return
+        if now - max(self._reached_at, self._moved_at) >= self._policy.move_after_seconds:
+            self._moved_at = now
+            await self._bus.move("the lease cannot be reached through this server")
+
     async def _look(self) -> None:
         entry = await (await self._opened()).get(KEY)
+        self._reached_at = _now()
         if entry is None:
             self._lease = None
             self._state = rules.seen(self._state, None, False, _now())
@@ -130,6 +234,8 @@ class Leadership:
     async def _write(self, action: LeaseAction, reason: str) -> None:
         bucket = await self._opened()
         self._renewals += 1
+        if action is not LeaseAction.RENEW:
+            self._since, self._why = self._unix_time(), reason
         lease = self._present()
         payload = codec.to_json(lease)
         began_at = _now()
@@ -147,22 +253,44 @@ class Leadership:
         if action is not LeaseAction.RENEW:
             log.info("lease taken", reason=reason, revision=revision)
 
-    async def _give_back(self) -> None:
+    async def _give_back(self, why: str) -> bool:
         """Best effort: a lease that cannot be given back is over after its TTL anyway."""
         held = self._state.held_revision
         self._state = LeaseState(seen_revision=self._state.seen_revision, seen_at=_now())
         self._report()
         if held is None or self._bucket is None:
-            return
+            return False
+        free = Lease(holder="", why=why, former=self._monitor_id, records_format=self._format, version=self._version)
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
-                await self._bucket.update(KEY, codec.to_json(Lease(holder="")), held)
-            log.info("lease given back")
+                try:
+                    await self._bucket.update(KEY, codec.to_json(free), held)
+                except WrongRevision:
+                    # Perhaps our own last renewal, whose answer did not come any more.
+                    entry = await self._bucket.get(KEY)
+                    if entry is None or entry.value != codec.to_json(self._present()):
+                        raise
+                    await self._bucket.update(KEY, codec.to_json(free), entry.revision)
         except (BusUnavailable, WrongRevision, TimeoutError) as error:
             log.info("lease not given back; it ends by itself", error=str(error) or "no answer in time")
+            return False
+        self._lease = free
+        log.info("lease given back", reason=why)
+        for callback in self._given_back:
+            callback()
+        return True
 
     def _present(self) -> Lease:
-        return Lease(self._monitor_id, self._incarnation, self._renewals, self._address)
+        return Lease(
+            self._monitor_id,
+            self._incarnation,
+            self._renewals,
+            self._address,
+            self._since,
+            self._why,
+            records_format=self._format,
+            version=self._version,
+        )
 
     def _known_revision(self) -> int:
         revision = self._state.held_revision if self._state.held_revision is not None else self._state.seen_revision

@@ -12,9 +12,7 @@ Does not know: how anything is rebuilt.
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -25,10 +23,10 @@ from healthmonitor.asker import AgentClient, Asker
 from healthmonitor.channels.channel import Channel, Transition
 from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.core.deviations import Deviation, deviation
-from healthmonitor.core.evaluation import Expectations, evaluate, evaluate_monitor, evaluate_strangers
+from healthmonitor.core.evaluation import evaluate_monitor
 from healthmonitor.core.fleet import Fleet, FleetDecision
 from healthmonitor.core.incidents import IncidentDecision, Incidents, instance_of
-from healthmonitor.core.judgement import Judgement, Verdict
+from healthmonitor.core.judgement import Judgement, Loss, Verdict
 from healthmonitor.core.meltdown import Lost, Meltdown
 from healthmonitor.core.notifying.desk import Rules
 from healthmonitor.core.policy import Policy
@@ -39,31 +37,36 @@ from healthmonitor.core.records import (
     Operation,
     OperationKind,
     Severity,
-    Step,
+    SpareRecord,
+    SpareState,
     Switches,
 )
+from healthmonitor.core.spares import KINDS as SPARE_KINDS
+from healthmonitor.core.spares import evaluate_spares, key_of_place, place
 from healthmonitor.core.strays import KINDS as STRAY_KINDS
 from healthmonitor.core.strays import Stray, evaluate_strays
+from healthmonitor.core.survey import Survey
 from healthmonitor.ears import Ears, SystemEvents
 from healthmonitor.facts import Agents, Facts, Records
 from healthmonitor.notifier import IncidentJournal, Notifier
 from protocol.alert import Alert
 from protocol.bus import Bus
-from protocol.ids import AgentId, CloudName, DeploymentName, InstanceId, MonitorId, VmCid
+from protocol.ids import AgentId, CloudName, InstanceId, MonitorId, VmCid
 
 log = structlog.get_logger("monitor")
 
 SHORTEST_TURN_SECONDS = 0.02
-"""However much is heard, turns are no closer than this."""
-EVALUATIONS_MAX = 2_000
-"""Instances looked at in one turn, the rest in the next: a start of a big fleet must not make the loop late."""
-ALERT_IDS_KEPT = 1000
-"""BOSH's agents send an alert again when they are not sure; those of the same id are one."""
+"""However much is heard, turns are no closer than this …"""
+TURNS_APART = 2.0
+"""… and no closer than this many times what the last one took: two thirds of the time are for hearing, however much
+there is to judge. Never more than Policy.turn_seconds."""
+LATELY_SECONDS = 60.0
 
 
 class Journal(IncidentJournal, AlertJournal, Records, Protocol):
     def instances(self) -> Mapping[InstanceId, InstanceRecord]: ...
     def operations(self) -> Mapping[InstanceId, Operation]: ...
+    def spares(self) -> Mapping[str, SpareRecord]: ...
     def switches(self) -> Switches: ...
 
 
@@ -72,9 +75,12 @@ class AgentCalls(AgentClient, Agents, Protocol):
 
 
 class Resurrector(Protocol):
-    def set_judgement(self, judgement: Judgement) -> None: ...
+    def set_judgement(self, judgement: Judgement) -> None:
+        """Wakes whomever of its work what is new concerns."""
+        ...
+
     def strays(self) -> Sequence[Stray] | None: ...
-    def wake(self) -> None: ...
+    def take_losses(self) -> Sequence[Loss] | None: ...
 
 
 class Leadership(Protocol):
@@ -82,7 +88,8 @@ class Leadership(Protocol):
 
 
 class Monitor:
-    """`fleet.started_at` should be when `run` begins. `new_id` names this run of the monitor."""
+    """`new_id` names this run of the monitor. `beside`: what is wrong with what this loop does not look at: other
+    monitors, records."""
 
     def __init__(
         self,
@@ -101,6 +108,8 @@ class Monitor:
         new_id: Callable[[], str],
         system_events: SystemEvents | None = None,
         rules: Rules | None = None,
+        beside: Callable[[Policy], Iterable[Deviation]] = lambda policy: (),
+        link: Callable[[str], str] = lambda incident_key: "",
     ) -> None:
         self.fleet = fleet
         self._bus = bus
@@ -111,20 +120,22 @@ class Monitor:
         self._unix_time = unix_time
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
-        self._expectations = Expectations()
+        self._survey = Survey()
+        self._taken_at = float("-inf")
         self._meltdown = Meltdown(policy.meltdown)
+        self._losses_known = False  # those of before this monitor led
         self._incidents: Incidents | None = None  # only while leading
         self._given_up = 0
-        self._records: Mapping[InstanceId, InstanceRecord] = {}
-        self._operations: Mapping[InstanceId, Operation] = {}
-        self._dirty: dict[InstanceId, None] = {}
-        self._found: dict[InstanceId, tuple[Deviation, ...]] = {}
-        self._sizes: dict[DeploymentName, int] = {}  # expected VMs by deployment
-        self._synced_at = float("-inf")
-        self._alert_ids: OrderedDict[tuple[AgentId, str], None] = OrderedDict()
+        self._suspects: tuple[frozenset[InstanceId], Mapping[InstanceId, InstanceRecord], frozenset[InstanceId]]
+        self._suspects = (frozenset(), {}, frozenset())  # those that the fleet names, the records, and those in both
+        self._beside = beside
+        self._spares: Mapping[str, SpareRecord] = {}
         self.judgement = Judgement(self._loop.time())
         self.turns = 0
         self.longest_turn_seconds = 0.0
+        self.turn_seconds = 0.0  # in all turns together
+        self._longest_lately = [0.0, 0.0]  # in this minute and the one before
+        self._lately_began_at = self._loop.time()
         self.lag_seconds = 0.0
         self.last_turn_at = self._loop.time()
         self._facts = Facts(journal, fleet, agents, self._loop.time)
@@ -138,16 +149,20 @@ class Monitor:
             is_leader=leadership.is_leader,
             unix_time=unix_time,
             tell=self._tell,
+            alert_of=self._incident_of_alert,
             site=monitor_id,
             changed=self.wake,
+            link=link,
+            melting=lambda: self.judgement.brewing.union(self.judgement.meltdowns),
         )
         self.notifier = Notifier(journal, self.alerting, leadership.is_leader, unix_time)
         self._asker = Asker(fleet, bus, agents, clouds, policy.liveness, self._where, self.wake)
-        self._ears = Ears(bus, fleet, monitor_id, new_id(), self.wake, self._alerted, system_events)
+        self._ears = Ears(bus, fleet, monitor_id, new_id(), self.wake, self.alerting.ring, system_events)
 
     async def run(self) -> None:
         """Until cancelled."""
         await self._ears.open()
+        self.fleet.own.begins(self._loop.time())
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._ears.sing(lambda: self._policy.liveness.canary_interval_seconds), name="canary")
@@ -170,8 +185,29 @@ class Monitor:
         if self._incidents is not None:
             self._incidents.policy = policy.incidents
         self.fleet.set_policy(policy.liveness, self._loop.time())
-        self._dirty.update(dict.fromkeys(self._records))
+        self._survey.look_at_all()
         self.wake()
+
+    @property
+    def spares(self) -> Mapping[str, SpareRecord]:
+        return self._spares
+
+    @property
+    def longest_turn_lately_seconds(self) -> float:
+        return max(self._longest_lately)
+
+    def _note_turn(self, seconds: float, now: float) -> None:
+        self.turn_seconds += seconds
+        self.longest_turn_seconds = max(self.longest_turn_seconds, seconds)
+        if now - self._lately_began_at > LATELY_SECONDS:
+            self._lately_began_at = now
+            self._longest_lately = [0.0, self._longest_lately[0]]
+        self._longest_lately[0] = max(self._longest_lately[0], seconds)
+
+    @property
+    def canary_seconds(self) -> float:
+        """How long its own heartbeat was last on its way through the bus, what waits here unread included."""
+        return self._ears.canary_seconds
 
     def open_incidents(self) -> Mapping[str, Incident]:
         return self._incidents.open() if self._incidents is not None else {}
@@ -190,103 +226,100 @@ class Monitor:
             wait = self._turn(now, tasks)
             self.turns += 1
             self.last_turn_at = now
-            self.longest_turn_seconds = max(self.longest_turn_seconds, loop.time() - now)
-            await asyncio.sleep(SHORTEST_TURN_SECONDS)
+            took = loop.time() - now
+            self._note_turn(took, now)
+            apart = min(max(SHORTEST_TURN_SECONDS, TURNS_APART * took), self._policy.turn_seconds)
+            await asyncio.sleep(apart)
             if not self._woken.is_set():
                 try:
-                    async with asyncio.timeout(max(0.0, wait - SHORTEST_TURN_SECONDS)):
+                    async with asyncio.timeout(max(0.0, wait - apart)):
                         await self._woken.wait()
                 except TimeoutError:
                     pass
 
     def _turn(self, now: float, tasks: asyncio.TaskGroup) -> float:
         """One turn; returns after how many seconds the next is due at the latest."""
-        if now - self._synced_at >= self._policy.turn_seconds:
-            self._synced_at = now
-            self._sync(now)
+        if now - self._taken_at >= self._policy.turn_seconds:
+            self._taken_at = now
+            self._survey.take(self._journal.instances(), self._journal.operations())
+            self._take_spares(now)
+        self._survey.sync(self.fleet, now)
+        self._remember_losses(now)
         decision = self.fleet.decide(now)
         self._judge(decision, now)
         self._asker.begin(decision.asks, decision.observes, tasks)
-        self._evaluate(now)
+        self._survey.evaluate(self.fleet, now, self._policy)
+        if self._survey.unfinished():
+            self.wake()
         self._notify(now)
         return min(self._policy.turn_seconds, max(0.0, decision.next_check - now))
 
-    def _sync(self, now: float) -> None:
-        """Takes in what the journal says is expected; a record that is the same object did not change."""
-        records = self._journal.instances()
-        operations = {
-            instance: operation
-            for instance, operation in self._journal.operations().items()
-            if operation.step is not Step.DONE
-        }
-        changed = _differing(self._records, records)
-        changed.update(_differing(self._operations, operations))
-        self._records, self._operations = records, operations
-        if not changed:
+    def full_in_seconds(self, instance: InstanceId, disk: str) -> float | None:
+        """When that disk will be full at its present growth; None when it does not grow, or too little was seen."""
+        return self._survey.full_in_seconds(instance, disk)
+
+    def _take_spares(self, now: float) -> None:
+        """Their agents are expected too. That of one that is taken stays where it is: it is its instance's as soon as
+        that names it."""
+        before, self._spares = self._spares, self._journal.spares()
+        if self._spares is before:
             return
-        self._dirty.update(changed)
-        expected = {record.vm.agent_id: record.instance for record in records.values() if record.vm is not None}
-        booting = {
-            record.vm.agent_id
-            for instance in operations
-            if (record := records.get(instance)) is not None
-            and record.vm is not None
-            and _is_new_vm(record, operations[instance])
-        }
-        self.fleet.expect(expected, now, booting)
-        self._sizes = {}
-        for record in records.values():
-            if record.vm is not None and not record.deleting:
-                self._sizes[record.deployment] = self._sizes.get(record.deployment, 0) + 1
+        for key in before:
+            if key not in self._spares:
+                self.fleet.bind(place(key), None, now)
+        for key, spare in self._spares.items():
+            if spare is not before.get(key) and spare.state is not SpareState.TAKEN:
+                self.fleet.bind(place(key), spare.agent_id, now, spare.state is SpareState.MAKING)
 
     def _judge(self, decision: FleetDecision, now: float) -> None:
         lost = {
             instance: missing
             for instance, missing in decision.judgement.missing.items()
-            if (record := self._records.get(instance)) is not None and not record.deleting and not record.ignore
+            if (record := self._survey.records.get(instance)) is not None and not record.deleting and not record.ignore
         }
+        lost_spares = {
+            key: missing.evidence
+            for instance, missing in decision.judgement.missing.items()
+            if (key := key_of_place(instance)) and key in self._spares
+        }
+        suspects = self._suspect_instances(decision.judgement.suspects)
         on_purpose = {
             instance
-            for instance, operation in self._operations.items()
+            for instance, operation in self._survey.operations.items()
             if operation.kind in (OperationKind.RECREATE, OperationKind.DELETE)
         }
         overridden = self._unix_time() < self._journal.switches().meltdown_overridden_until
         meltdowns = self._meltdown.decide(
             {instance: missing.agent for instance, missing in lost.items() if instance not in on_purpose},
-            self._sizes,
+            self._survey.sizes,
             overridden,
             now,
+            suspects,
         )
+        brewing = self._meltdown.brewing(suspects.difference(on_purpose), self._survey.sizes, overridden)
         former = self.judgement
-        self.judgement = replace(decision.judgement, missing=lost, meltdowns=meltdowns)
+        self.judgement = replace(
+            decision.judgement,
+            missing=lost,
+            meltdowns=meltdowns,
+            suspects=suspects,
+            brewing=brewing,
+            lost_spares=lost_spares,
+        )
         self._resurrector.set_judgement(self.judgement)
         self._log_judgement(former, self.judgement)
-        if (
-            former.missing.keys() != lost.keys()
-            or former.cannot_tell != self.judgement.cannot_tell
-            or former.meltdowns.keys() != meltdowns.keys()
-        ):
-            self._resurrector.wake()
+        if former.brewing != brewing or former.meltdowns.keys() != meltdowns.keys():
+            self.alerting.look_again()  # whoever waited for that is told now
 
-    def _evaluate(self, now: float) -> None:
-        for agent in self.fleet.take_changed():
-            instance = self.fleet.instance_of(agent)
-            if instance is not None:
-                self._dirty[instance] = None
-        for instance in list(itertools.islice(self._dirty, EVALUATIONS_MAX)):
-            del self._dirty[instance]
-            record = self._records.get(instance)
-            found: tuple[Deviation, ...] = ()
-            if record is not None:
-                view = self.fleet.view(record.vm.agent_id, now) if record.vm is not None else None
-                operation = self._operations.get(instance)
-                found = evaluate(record, operation, view, self._expectations, self._policy)
-            if found:
-                self._found[instance] = found
-            else:
-                self._found.pop(instance, None)
-        if self._dirty:
-            self.wake()
+    def _suspect_instances(self, suspects: frozenset[InstanceId]) -> frozenset[InstanceId]:
+        """Without spares, which are nobody's. In a mass loss there are as many as there are VMs."""
+        if not suspects:
+            return suspects
+        records, (of, among, found) = self._survey.records, self._suspects
+        if suspects is not of or records is not among:
+            found = frozenset(instance for instance in suspects if instance in records)
+            self._suspects = (suspects, records, found)
+        return found
 
     def _notify(self, now: float) -> None:
         given_up = self.notifier.unwritten + self.notifier.overflowed
@@ -300,13 +333,13 @@ class Monitor:
             known = [incident for incident in self._journal.incidents().values() if incident.resolved_at is None]
             self._incidents = Incidents(self._policy.incidents, known)
             self.alerting.wake()
-            self._remember_losses(now)
-        deviations = [each for found in self._found.values() for each in found]
-        deviations.extend(evaluate_strangers(self.fleet.strangers(now), self._policy))
+        deviations = self._survey.deviations()
         deviations.extend(evaluate_strays(self._resurrector.strays() or (), self._policy))
+        deviations.extend(evaluate_spares(self._spares.values(), self._policy))
         hearing = self.fleet.hearing_now
         deviations.extend(evaluate_monitor(hearing, self._bus.connected, self.judgement.meltdowns, self._policy))
         deviations.extend(self.alerting.deviations())
+        deviations.extend(self._beside(self._policy))
         if self._incidents.refused:
             detail = f"{self._incidents.refused} beyond the {self._policy.incidents.incidents_max} that are kept"
             deviations.append(deviation("incidents_overflow", "fleet", detail, self._policy))
@@ -328,14 +361,18 @@ class Monitor:
 
     def _unsure(self, incident: Incident) -> bool:
         """Whether nobody can know now if the incident is over."""
+        if incident.kind in SPARE_KINDS:
+            return False
         if incident.kind in STRAY_KINDS:
             return self._resurrector.strays() is None
+        if incident.kind == "meltdown":
+            return not self._losses_known
         instance = InstanceId(instance_of(incident))
         if not instance:
-            return incident.kind.startswith(("agent_", "job_")) and bool(self.fleet.hearing_now.deaf)
-        if instance in self._dirty:
+            return incident.kind.startswith(("agent_", "job_", "monitor_")) and bool(self.fleet.hearing_now.deaf)
+        if self._survey.waits_for(instance):
             return True  # not evaluated yet
-        record = self._records.get(instance)
+        record = self._survey.records.get(instance)
         if (
             record is None
             or record.vm is None
@@ -349,23 +386,14 @@ class Monitor:
 
     def _remember_losses(self, now: float) -> None:
         """What was lost before this monitor led counts toward a meltdown: a restart must not forget it."""
-        unix_now = self._unix_time()
-        for operation in self._journal.operations().values():
-            old_vm, age = operation.old_vm, unix_now - operation.started_at
-            if operation.kind is not OperationKind.RESURRECT or old_vm is None:
-                continue
-            if 0 <= age <= self._policy.meltdown.window_seconds:
-                self._meltdown.remember(Lost(operation.instance, old_vm.agent_id), now - age)
+        unix_now, losses = self._unix_time(), self._resurrector.take_losses()
+        self._losses_known = self._leadership.is_leader() and (self._losses_known or losses is not None)
+        for loss in losses or ():
+            age = max(0.0, unix_now - loss.unix_time)  # another monitor's clock may be ahead
+            if age <= self._policy.meltdown.window_seconds:
+                self._meltdown.remember(Lost(loss.instance, loss.agent), now - age)
 
-    def _alerted(self, agent: AgentId, alert: Alert) -> None:
-        if not self._leadership.is_leader():
-            return
-        if alert.id:
-            if (agent, alert.id) in self._alert_ids:
-                return
-            self._alert_ids[agent, alert.id] = None
-            if len(self._alert_ids) > ALERT_IDS_KEPT:
-                self._alert_ids.popitem(last=False)
+    def _incident_of_alert(self, agent: AgentId, alert: Alert) -> Incident:
         subject = self.fleet.instance_of(agent) or InstanceId(agent)
         detail = alert.summary or alert.title
         noted = deviation(
@@ -377,7 +405,7 @@ class Monitor:
             title=alert.title[:300],
         )
         at = self._unix_time()
-        incident = Incident(
+        return Incident(
             key=f"{noted.key}:{alert.id or alert.created_at}",
             kind=noted.kind,
             subject=noted.subject,
@@ -389,11 +417,13 @@ class Monitor:
             resolved_at=at,
             next_step=noted.next_step,
         )
-        self.notifier.put(incident, Transition.NOTED)
 
     def _where(self, agent: AgentId) -> tuple[CloudName, VmCid] | None:
         instance = self.fleet.instance_of(agent)
-        record = self._records.get(instance) if instance is not None else None
+        spare = self._spares.get(key_of_place(instance)) if instance is not None else None
+        if spare is not None:
+            return None if spare.vm_cid is None else (spare.pool.cloud, spare.vm_cid)
+        record = self._survey.records.get(instance) if instance is not None else None
         if record is None or record.vm is None or record.vm.vm_cid is None or record.vm.agent_id != agent:
             return None
         return record.group.cloud, record.vm.vm_cid
@@ -413,25 +443,3 @@ class Monitor:
         for scope in former.meltdowns:
             if scope not in now.meltdowns:
                 log.info("meltdown.ended", scope=scope)
-
-
-def _is_new_vm(record: InstanceRecord, operation: Operation) -> bool:
-    """Whether the operation has bound its new VM and not heard it yet: it may take its time to speak. One that was
-    heard and falls silent in a later step is missing like any other, and so is one that is only updated."""
-    if operation.kind is OperationKind.UPDATE or operation.step not in _NOT_HEARD_YET:
-        return False
-    return operation.old_vm is None or record.vm is None or operation.old_vm.agent_id != record.vm.agent_id
-
-
-_NOT_HEARD_YET = frozenset({Step.MAKE_DISKS, Step.FREE_DISKS, Step.CREATE_VM, Step.ATTACH, Step.HEAR_AGENT})
-
-
-def _differing(before: Mapping[InstanceId, object], now: Mapping[InstanceId, object]) -> dict[InstanceId, None]:
-    """Keys that came, went, or stand for something else. Nearly always nothing: the comparison of whole mappings is by
-    identity first, and fast."""
-    if before == now:
-        return {}
-    changed = {key: None for key, value in now.items() if before.get(key) is not value}
-    if changed or len(before) != len(now):
-        changed.update((key, None) for key in before if key not in now)
-    return changed

@@ -17,6 +17,7 @@ import structlog
 
 from healthmonitor.channels.channel import Transition
 from healthmonitor.core.records import Event, Incident
+from healthmonitor.journal import Superseded
 from protocol.bus import BusUnavailable
 
 log = structlog.get_logger("notifier")
@@ -42,7 +43,6 @@ class Teller(Protocol):
     """Alerting: it is told what is written."""
 
     def see(self, incident: Incident) -> None: ...
-    def note(self, incident: Incident) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Notifier:
         self._writing = 0
         self._resolved = 0
         self.overflowed = 0
-        self.unwritten = 0  # because this monitor did not lead any more; who leads now opens them anew
+        self.unwritten = 0  # because another monitor leads, or did: who leads now decides anew from what is written
 
     def put(self, incident: Incident, transition: Transition) -> None:
         self._enqueue(_Entry(incident, transition))
@@ -112,28 +112,25 @@ class Notifier:
                 log.warning("incident.not_written", error=str(error), next="retrying")
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_LONGEST_SECONDS)
+            except Superseded as error:
+                # Another monitor led for a moment. What it wrote was read back; the next turn begins from there.
+                log.warning("incident.not_written", error=str(error), next="decided anew from what stands there")
+                break
             except Exception:
-                # A task's edge: a record that cannot be written (superseded, corrupt) must not silence the others.
+                # A task's edge: a record that cannot be written (corrupt) must not silence the others.
                 log.exception("incident.not_written", next="telling all the same")
                 if isinstance(entry, _Entry) and not saved:
-                    self._tell(entry)
+                    self._teller.see(entry.incident)
                 return
         if not saved:
             self.unwritten += 1
 
     async def _save(self, entry: _Entry) -> None:
         """Told as soon as it is durable; its line in the timeline follows."""
-        if entry.transition is not Transition.NOTED:
-            await self._journal.save_incident(entry.incident)
-        self._tell(entry)
+        await self._journal.save_incident(entry.incident)
+        self._teller.see(entry.incident)
         if entry.transition is Transition.RESOLVED:
             self._resolved += 1
-
-    def _tell(self, entry: _Entry) -> None:
-        if entry.transition is Transition.NOTED:
-            self._teller.note(entry.incident)
-        else:
-            self._teller.see(entry.incident)
 
     def _event(self, entry: _Entry) -> Event:
         incident = entry.incident

@@ -76,7 +76,7 @@ class Manifests(Protocol):
         """Raises ManifestErrors."""
         ...
 
-    def check(self, manifest: Manifest) -> None:
+    def check(self, manifest: Manifest, migrate: bool = False) -> None:
         """NotPossible when what is there forbids it."""
         ...
 
@@ -115,6 +115,7 @@ class ManifestUpload:
     file: str = "manifest.yml"
     variables: Mapping[str, str] | None = None
     env_files: Mapping[str, str] | None = None
+    migrate: bool = False  # disks may be made smaller, by copying them
 
 
 class OperatorActions:
@@ -142,7 +143,7 @@ class OperatorActions:
         """Writes the deployment's next revision; its rollout begins at once. Raises ManifestErrors."""
         self._check_leading()
         manifest = await self._manifests.read(upload)
-        self._manifests.check(manifest)
+        self._manifests.check(manifest, upload.migrate)
         if manifest.name != name:
             raise NotPossible(f"the manifest's name is {manifest.name}, not {name}")
         record = await self._change_deployment(

@@ -106,6 +106,11 @@ class Outbox:
                 orphans.append(entry.sequence)  # its letter is gone already
         for sequence in orphans:
             await self._letters.remove(sequence)
+        for letter in [each for each in letters.values() if _is_done(each)]:
+            await self._remove(letter)  # its last channel was done, and the monitor ended before this
+            if letter.thread is not None and _is_newer(letter.thread, threads.get(letter.thread.id)):
+                threads[letter.thread.id] = letter.thread
+            del letters[letter.notification.id]
         for letter in letters.values():
             if letter.thread is not None and _is_newer(letter.thread, threads.get(letter.thread.id)):
                 threads[letter.thread.id] = letter.thread
@@ -122,17 +127,23 @@ class Outbox:
         """The channel's receiver has it, or never will. May be repeated after BusUnavailable."""
         if not letter.sequence:
             return
+        letter.done.add(channel)  # at once: channels that are done in the same moment must see each other
+        if _is_done(letter):
+            await self._remove(letter)
+            return
         queue = _opened(self._letters)
-        if letter.done | {channel} >= set(letter.channels):
-            if letter.thread is not None:
-                await self.save(letter.thread)
-            await queue.remove(letter.sequence)
-            for sequence in letter.marks:
-                await queue.remove(sequence)
-        else:
-            mark = Paper(done_id=letter.notification.id, done_channel=channel)
-            letter.marks.append(await queue.put(codec.to_json(mark), f"{letter.notification.id}/{channel}"))
-        letter.done.add(channel)
+        mark = Paper(done_id=letter.notification.id, done_channel=channel)
+        letter.marks.append(await queue.put(codec.to_json(mark), f"{letter.notification.id}/{channel}"))
+        if _is_done(letter):  # the last one was, while the mark was on its way
+            await self._remove(letter)
+
+    async def _remove(self, letter: Letter) -> None:
+        queue = _opened(self._letters)
+        if letter.thread is not None:
+            await self.save(letter.thread)
+        await queue.remove(letter.sequence)
+        for sequence in list(letter.marks):
+            await queue.remove(sequence)
 
     async def save(self, thread: Thread) -> None:
         """The thread's newest version; an older one than is there is passed over."""
@@ -154,6 +165,10 @@ class Outbox:
     def _note_unreadable(self, queue: str, sequence: int, problem: str) -> None:
         self.unreadable[sequence] = problem
         log.error("outbox.unreadable", queue=queue, sequence=sequence, problem=problem, next="it is kept as it is")
+
+
+def _is_done(letter: Letter) -> bool:
+    return letter.done >= set(letter.channels)
 
 
 def _is_newer(thread: Thread, than: Thread | None) -> bool:

@@ -22,11 +22,13 @@ import structlog
 
 from healthmonitor.agent_client import AgentClient
 from healthmonitor.clouds.cloud import Cloud
-from healthmonitor.core import guard, rollout
+from healthmonitor.core import disk_changes, disk_growth, guard, rollout
 from healthmonitor.core import operation as rules
-from healthmonitor.core.judgement import FleetView, Judgement
+from healthmonitor.core.judgement import FleetView, Judgement, Loss
 from healthmonitor.core.operation import Done, Failed, Held, Outcome
 from healthmonitor.core.policy import Policy
+from healthmonitor.core.progress import Progress
+from healthmonitor.core.reasons import without_numbers
 from healthmonitor.core.records import (
     DeploymentRecord,
     Hold,
@@ -35,20 +37,24 @@ from healthmonitor.core.records import (
     OperationKind,
     RolloutState,
     Step,
-    VmBinding,
 )
 from healthmonitor.core.strays import Stray
+from healthmonitor.disk_care import DiskCare
 from healthmonitor.journal import CorruptRecord, Journal, Superseded
 from healthmonitor.leadership import Leadership
+from healthmonitor.spares import Spares
 from healthmonitor.steps.context import InstanceGone, NotOurs, StepContext, Tools
 from healthmonitor.steps.taking import take
 from healthmonitor.sweeper import Sweeper
 from protocol.bus import BusUnavailable
-from protocol.ids import CloudName, DeploymentName, InstanceId, OperationId, Revision
-from protocol.settings import BusSettings
+from protocol.heartbeat import DiskReport
+from protocol.ids import AgentId, CloudName, DeploymentName, DiskName, InstanceId, OperationId, Revision
+from protocol.settings import BusSettings, RegistrySettings
 
 ADMITTED_EVENT = "resurrection.admitted"
 _TURN_LONGEST_SECONDS = 1.0
+_DRIFT_MAX, _LOOKED_AT_ONCE = 2_000, 500
+"""Instances whose agents' revision is looked at in one turn, and without letting others go on meanwhile."""
 _EVENTS_QUEUED_MAX = 10_000
 _HELD_BY_CIRCUMSTANCES = rules.GUARD_HOLDS | {Hold.UNHEALTHY}
 
@@ -74,10 +80,12 @@ class Resurrector:
         policy: Policy,
         unix_time: Callable[[], float],
         new_id: Callable[[], str],
-        agent_bus_settings: Callable[[InstanceRecord, VmBinding], BusSettings],
+        agent_bus_settings: Callable[[AgentId], BusSettings],
         random_bytes: Callable[[int], bytes],
         maintenance: Callable[[DeploymentName], str] = lambda deployment: "",
         crash_point: Callable[[str], None] = lambda name: None,
+        registries: Callable[[], RegistrySettings] = RegistrySettings,
+        stemcell_version: Callable[[CloudName, str], str] = lambda cloud, stemcell: "",
     ) -> None:
         self._journal = journal
         self._fleet = fleet
@@ -95,22 +103,34 @@ class Resurrector:
             new_id=new_id,
             random_bytes=random_bytes,
             agent_bus_settings=agent_bus_settings,
+            registries=registries,
             maintenance=maintenance,
             is_leader=leadership.is_leader,
             crash_point=crash_point,
             cloud_turns={name: asyncio.Semaphore(policy.resurrection.cloud_calls_max) for name in clouds},
+            stemcell_version=stemcell_version,
         )
+        self._spares = Spares(self._tools, lambda: self._policy, lambda: self._judgement)
         self._sweeper = Sweeper(self._tools, lambda: self._policy)
+        self._disk_care = DiskCare(self._tools, lambda: self._policy)
         self._judgement: Judgement | None = None
+        self._led_at = float("inf")
+        """Since when what was lost before is known: judgements made earlier admit nothing."""
+        self._losses: tuple[Loss, ...] | None = None
         self._tasks: dict[InstanceId, asyncio.Task[None]] = {}
         self._woken: dict[InstanceId, asyncio.Event] = {}
         self._turn_due = asyncio.Event()
         self._beginning: set[InstanceId] = set()
         self._admitted: set[OperationId] = set()
+        self._flying: frozenset[OperationId] = frozenset()  # past their guard, as of `_counted_in`
+        self._counted_in: Mapping[InstanceId, Operation] | None = None  # None: they are to be counted anew
         self._drift_looked_at = float("-inf")
+        self._drift_round: list[InstanceId] = []
         self._rebuilt_at: list[float] = []
         self._alive_at: dict[InstanceId, float] = {}
+        self._progress: dict[InstanceId, Progress] = {}
         self._events: asyncio.Queue[tuple[str, str, str, dict[str, str]]] = asyncio.Queue(_EVENTS_QUEUED_MAX)
+        self._told_of = ("", 0.0)
         leadership.on_change(lambda leads: self.wake())
 
     # What the monitor and the operator tell.
@@ -131,18 +151,29 @@ class Resurrector:
         self._policy = policy
         self.wake()
 
+    def take_losses(self) -> tuple[Loss, ...] | None:
+        """What was lost before this monitor led, once each time it begins to, else None: a meltdown must not forget it,
+        rebuilt meanwhile or not. The judgements that take it into account are those made after."""
+        losses, self._losses = self._losses, None
+        return losses
+
     def set_judgement(self, judgement: Judgement) -> None:
         before, self._judgement = self._judgement, judgement
-        if before is None or (before.missing, before.cannot_tell, before.meltdowns) != (
-            judgement.missing,
-            judgement.cannot_tell,
-            judgement.meltdowns,
-        ):
+        if before is None or _what_matters_to_all(before) != _what_matters_to_all(judgement):
             self.wake()
+        elif before.at_seconds <= self._led_at < judgement.at_seconds:
+            self.wake()  # it is the first that is made since this monitor leads
+        elif changed := _lost_or_back(before, judgement):
+            self._turn_due.set()
+            self._disk_care.wake()
+            for instance in changed:  # not everybody: a thousand are lost one after another
+                if instance in self._woken:
+                    self._woken[instance].set()
 
     def wake(self) -> None:
         """Something happened that an operation may wait for: a heartbeat, a switch, a record."""
         self._turn_due.set()
+        self._disk_care.wake()
         for event in self._woken.values():
             event.set()
 
@@ -220,11 +251,29 @@ class Resurrector:
             log.warning("leads, but the journal is not reached", error=str(error))
             await self._pause(self._policy.resurrection.retry_first_seconds)
             return
-        self._rebuilt_at = [entry.event.at for entry in past if entry.event.kind == ADMITTED_EVENT]
+        admitted = [entry.event for entry in past if entry.event.kind == ADMITTED_EVENT]
+        self._rebuilt_at = [event.at for event in admitted]
         self._admitted.clear()
+        self._counted_in = None
+        self._losses = (
+            *(
+                Loss(operation.instance, operation.old_vm.agent_id, operation.started_at)
+                for operation in self._journal.operations().values()
+                if operation.kind is OperationKind.RESURRECT and operation.old_vm is not None
+            ),
+            # Of those that are over by now nothing but the timeline tells; its operation stands for the lost VM.
+            *(
+                Loss(InstanceId(event.subject), AgentId(event.fields.get("operation", "")), event.at)
+                for event in admitted
+            ),
+        )
+        self._led_at = asyncio.get_running_loop().time()
+        await self._tell_that_it_leads()
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(self._write_events(), name="events")
             sweeper = group.create_task(self._sweeper.run(), name="sweeper")
+            disk_care = group.create_task(self._disk_care.run(), name="disk-care")
+            spares = group.create_task(self._spares.run(), name="spares")
             try:
                 while self._leadership.is_leader():
                     await self._turn(group)
@@ -232,10 +281,21 @@ class Resurrector:
             finally:
                 for task in self._tasks.values():
                     task.cancel()
+                self._led_at = float("inf")
                 writer.cancel()
                 sweeper.cancel()
+                disk_care.cancel()
+                spares.cancel()
                 self._tasks.clear()
                 self._woken.clear()
+
+    async def _tell_that_it_leads(self) -> None:
+        """Once for each time that the lease was taken."""
+        lease = self._leadership.holder()
+        if lease is None or not lease.holder or (lease.holder, lease.since) == self._told_of:
+            return
+        self._told_of = (lease.holder, lease.since)
+        await self._tell("leader.took", lease.holder, f"{lease.holder} leads: {lease.why}")
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -252,7 +312,8 @@ class Resurrector:
             if asyncio.get_running_loop().time() >= self._drift_looked_at + _TURN_LONGEST_SECONDS:
                 await self._repair_drift()
             for deployment in list(self._journal.deployments().values()):
-                await self._roll(deployment)
+                if not self._journal.has_corrupt_instances(deployment.name):
+                    await self._roll(deployment)
         except (Superseded, BusUnavailable, NotLeader, CorruptRecord) as error:
             log.warning("turn not finished; the next looks again", error=str(error))
         self._start_tasks(group)
@@ -291,17 +352,47 @@ class Resurrector:
 
     async def _repair_drift(self) -> None:
         """An agent that holds another specification than its record says is told again. (The monitor was killed between
-        writing and telling, or the VM lost its store.)"""
+        writing and telling, or the VM lost its store.) Disks that wait for a change are changed."""
         self._drift_looked_at = asyncio.get_running_loop().time()
-        for instance, record in list(self._journal.instances().items()):
-            if record.vm is None or record.deleting or record.ignore or self._journal.operation(instance) is not None:
+        if not self._drift_round:
+            self._drift_round = list(self._journal.instances())
+        looking, self._drift_round = self._drift_round[:_DRIFT_MAX], self._drift_round[_DRIFT_MAX:]
+        for looked, instance in enumerate(looking):
+            if looked % _LOOKED_AT_ONCE == _LOOKED_AT_ONCE - 1:
+                await asyncio.sleep(0)  # a big fleet must not make the monitor's loop late
+            record = self._journal.instance(instance)
+            if record is None or record.vm is None or record.deleting or record.ignore:
                 continue
-            heartbeat = self._fleet.last_heartbeat(record.vm.agent_id)
-            extension = heartbeat.resurgam if heartbeat is not None else None
-            if extension is None or self._journal.is_corrupt(instance) or extension.revision == record.revision:
+            held, waits = self._fleet.revision(record.vm.agent_id), disk_changes.waits(record)
+            grows = () if waits else self._disks_that_grow(record)
+            if not waits and not grows and held in (None, record.revision):
                 continue
-            reason = f"its agent holds revision {extension.revision} instead of {record.revision}"
+            if self._journal.operation(instance) is not None or self._journal.is_corrupt(instance):
+                continue
+            if waits:
+                reason = "; ".join(f"disk {disk.name}: {disk.why}" for disk in record.disks if disk.why)
+                await self._begin(OperationKind.CHANGE_DISKS, instance, reason, record, None, Revision(0))
+                continue
+            if grows:
+                reason = "; ".join(step.why for step in grows)
+                changed = disk_growth.grown(record, grows, self._unix_time())
+                await self._begin(OperationKind.UPDATE, instance, reason, record, changed, Revision(0))
+                continue
+            reason = f"its agent holds revision {held} instead of {record.revision}"
             await self._begin(OperationKind.UPDATE, instance, reason, record, None, Revision(0))
+
+    def _disks_that_grow(self, record: InstanceRecord) -> tuple[disk_growth.Step, ...]:
+        """By themselves, now; by the last word of its agent."""
+        cloud, vm = self._tools.clouds.get(record.group.cloud), record.vm
+        if cloud is None or vm is None or self._journal.switches().paused_until > self._unix_time():
+            return ()
+
+        def reports() -> Mapping[DiskName, DiskReport]:
+            heartbeat = self._fleet.last_heartbeat(vm.agent_id)
+            extension = heartbeat.resurgam if heartbeat is not None else None
+            return {DiskName(report.name): report for report in extension.disks} if extension is not None else {}
+
+        return disk_growth.due(record, reports, cloud.disk_abilities, self._policy.disks, self._unix_time())
 
     async def _roll(self, deployment: DeploymentRecord) -> None:
         if deployment.rollout in (RolloutState.DONE, RolloutState.FAILED) and not deployment.deleting:
@@ -348,9 +439,8 @@ class Resurrector:
         rollout_revision: Revision,
     ) -> Operation:
         self._check_leader()
-        for corrupt in self._journal.corrupt():
-            if self._journal.is_corrupt(instance):
-                raise corrupt
+        if (corrupt := self._journal.corrupt_of(instance)) is not None:
+            raise corrupt
         now = self._unix_time()
         existing = self._journal.operation(instance)
         if existing is not None and existing.step is not Step.DONE and rules.absorbs(existing, kind):
@@ -407,8 +497,8 @@ class Resurrector:
             await self._wait(woken, self._policy.turn_seconds)
             return False
         left = operation.next_try_at - self._unix_time()
-        if left <= 0:
-            return True
+        if left <= 0 or left > self._policy.resurrection.retry_longest_seconds:
+            return True  # due; or longer than any delay is, because the wall clock was set back
         if operation.hold in _HELD_BY_CIRCUMSTANCES:
             # Looked at whenever they may have changed; a retry of what failed waits its time out.
             return await self._until_circumstances(operation, woken, left)
@@ -442,10 +532,13 @@ class Resurrector:
 
     async def _note_outcome(self, operation: Operation, outcome: Outcome, woken: asyncio.Event) -> None:
         after = rules.advance(operation, outcome, self._unix_time(), self._policy.resurrection)
-        same = after.step is operation.step and (after.hold, after.error) == (operation.hold, operation.error)
+        same = after.step is operation.step and after.hold is operation.hold and _same_error(after, operation)
         if same and after.hold in _HELD_BY_CIRCUMSTANCES:
             # Nothing new to write down; wait for circumstances, or for the time that the next try would have.
-            await self._until_circumstances(operation, woken, after.next_try_at - self._unix_time())
+            delay = after.next_try_at - self._unix_time()
+            await self._until_circumstances(
+                operation, woken, min(delay, self._policy.resurrection.retry_longest_seconds)
+            )
             return
         await self._save(after, operation, after.step.value)
         if same:
@@ -478,7 +571,9 @@ class Resurrector:
         await self._journal.delete_operation(operation)
         self._crash_point("journal:operation over")
         self._admitted.discard(operation.id)
+        self._counted_in = None
         self._sweeper.operation_ended()
+        self._spares.wake()
         self.wake()
 
     async def _drop(self, operation: Operation, why: str) -> None:
@@ -500,6 +595,7 @@ class Resurrector:
             return held
         if operation.id not in self._admitted:  # else writing the event failed, and the step is repeated
             self._admitted.add(operation.id)
+            self._counted_in = None
             self._rebuilt_at.append(self._unix_time())
         await self._journal.record(ADMITTED_EVENT, operation.instance, operation.reason, {"operation": operation.id})
         return Done()
@@ -509,10 +605,14 @@ class Resurrector:
         record = self._journal.instance(operation.instance)
         if record is None:
             raise InstanceGone(f"{operation.instance} is not in the journal")
+        judgement = self._judgement
+        if judgement is None or judgement.at_seconds <= self._led_at:
+            return Held(
+                Hold.CANNOT_TELL, "this monitor has only just begun to lead; it goes on when it has judged anew"
+            )
         now = self._unix_time()
         self._rebuilt_at = [at for at in self._rebuilt_at if at > now - guard.BUDGET_WINDOW_SECONDS]
-        judgement = self._judgement
-        missing = judgement.missing.get(operation.instance) if judgement is not None else None
+        missing = judgement.missing.get(operation.instance)
         decision = guard.decide(
             guard.GuardInputs(
                 instance=operation.instance,
@@ -523,9 +623,9 @@ class Resurrector:
                 group_allows=record.group.resurrection,
                 ignored=record.ignore,
                 maintenance=self._tools.maintenance(record.deployment),
-                cannot_tell=judgement.cannot_tell if judgement is not None else "",
+                cannot_tell=judgement.cannot_tell,
                 seen_off_by_cloud=missing is not None and missing.by_cloud,
-                meltdowns=judgement.meltdowns if judgement is not None else {},
+                meltdowns=judgement.meltdowns,
                 rebuilt_at=tuple(self._rebuilt_at),
                 in_flight=self._in_flight(operation),
             )
@@ -534,13 +634,28 @@ class Resurrector:
 
     def _in_flight(self, asking: Operation) -> int:
         """Resurrections past their guard, but those that wait for a fence: they may wait for days."""
-        return sum(
-            other.kind is OperationKind.RESURRECT
-            and other.id != asking.id
-            and other.hold is not Hold.UNFENCED
-            and (other.id in self._admitted or other.step not in (Step.CONFIRM, Step.GUARD, Step.DONE))
-            for other in self._journal.operations().values()
-        )
+        operations = self._journal.operations()
+        if operations is not self._counted_in:
+            # Counted once for each change of the journal: each of a thousand lost VMs asks for this number.
+            self._counted_in = operations
+            self._flying = frozenset(
+                other.id
+                for other in operations.values()
+                if other.kind is OperationKind.RESURRECT
+                and other.hold is not Hold.UNFENCED
+                and (other.id in self._admitted or other.step not in (Step.CONFIRM, Step.GUARD, Step.DONE))
+            )
+        return len(self._flying) - (asking.id in self._flying)
+
+    def progress(self, instance: InstanceId) -> Progress | None:
+        """How far its present step is, where that takes long and this monitor is at it."""
+        return self._progress.get(instance)
+
+    def note_progress(self, instance: InstanceId, progress: Progress | None) -> None:
+        if progress is None:
+            self._progress.pop(instance, None)
+        else:
+            self._progress[instance] = progress
 
     def alive_again(self, instance: InstanceId) -> None:
         """Judgements made until one lease from now do not begin another resurrection of it."""
@@ -587,3 +702,27 @@ class Resurrector:
     def _check_still(self, operation: Operation) -> None:
         if not self._leadership.is_leader() or self._journal.operation(operation.instance) != operation:
             raise NotOurs("the operation was replaced, or another monitor leads")
+
+
+def _what_matters_to_all(judgement: Judgement) -> tuple[object, ...]:
+    """Of what an operation may wait for."""
+    return without_numbers(judgement.cannot_tell), judgement.meltdowns.keys(), judgement.brewing
+
+
+def _same_error(after: Operation, before: Operation) -> bool:
+    if after.hold is Hold.CANNOT_TELL:
+        return without_numbers(after.error) == without_numbers(before.error)
+    return after.error == before.error
+
+
+def _lost_or_back(before: Judgement, now: Judgement) -> list[InstanceId]:
+    """Those of whom something else is believed. The evidence counts seconds and is another each time."""
+    if before.missing == now.missing:
+        return []
+    believed, believed_before = _believed(now), _believed(before)
+    both = believed.keys() | believed_before.keys()
+    return sorted(each for each in both if believed.get(each) != believed_before.get(each))
+
+
+def _believed(judgement: Judgement) -> dict[InstanceId, tuple[AgentId, bool]]:
+    return {instance: (each.agent, each.by_cloud) for instance, each in judgement.missing.items()}

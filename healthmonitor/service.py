@@ -11,6 +11,7 @@ This and `__main__` know every class; nothing else does.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -28,28 +29,40 @@ from healthmonitor.api_server import ApiServer
 from healthmonitor.channels.build import build_channels
 from healthmonitor.channels.channel import Channel
 from healthmonitor.channels.log import LogChannel
+from healthmonitor.channels.reach import reach_all
 from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.clouds.registry import LOCAL_PROVIDERS, build_cloud, stemcell_directory
-from healthmonitor.clouds.stemcell import stored
+from healthmonitor.clouds.stemcell import current_digest, stored
 from healthmonitor.configuration_file import LoadedConfiguration, load_configuration
 from healthmonitor.core.configuration import CloudConfiguration, Configuration, differences_needing_restart
 from healthmonitor.core.fleet import Fleet
+from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.located_yaml import ManifestErrors
-from healthmonitor.core.maintenance import open_window
+from healthmonitor.core.maintenance_changes import name_of_open
 from healthmonitor.core.notifying.desk import Rules
-from healthmonitor.core.records import InstanceRecord, VmBinding
+from healthmonitor.core.notifying.links import link
+from healthmonitor.core.presence import Presence, Roster
+from healthmonitor.core.records import InstanceRecord
+from healthmonitor.disk_actions import DiskActions
 from healthmonitor.ears import SystemEvents
+from healthmonitor.image_actions import ImageActions
+from healthmonitor.image_store import ImageStore
 from healthmonitor.journal import Journal
-from healthmonitor.leadership import Leadership
+from healthmonitor.leadership import Leadership, Manners
+from healthmonitor.maintenance_actions import MaintenanceActions
 from healthmonitor.manifest_intake import ManifestIntake
 from healthmonitor.metrics import MonitorMetrics
 from healthmonitor.monitor import Monitor
+from healthmonitor.monitors import Monitors, Standing
 from healthmonitor.operator_actions import OperatorActions
+from healthmonitor.presence import Presences
 from healthmonitor.resurrector import Resurrector
 from healthmonitor.site_state import LOOP_LATE_SECONDS, SiteState
+from healthmonitor.version import VERSION
 from protocol import nats_bus
 from protocol.bus import BusUnavailable
-from protocol.ids import CloudName, DeploymentName, MonitorId
+from protocol.heartbeat import DiskReport
+from protocol.ids import AgentId, CloudName, MonitorId
 from protocol.settings import BusSettings
 from protocol.systemd_notify import SystemdNotify
 
@@ -82,6 +95,7 @@ class Service:
         self._crash_point = crash_point
         self._stopping = asyncio.Event()
         self._journal_is_open = False
+        self._unreachable: Mapping[str, str] = {}
 
     @property
     def configuration(self) -> Configuration:
@@ -93,6 +107,7 @@ class Service:
     async def run(self) -> None:
         """Until `stop`. ManifestErrors when a cloud cannot be made of its options."""
         configuration = self.configuration
+        self._unreachable = await self._reach(self._loaded)
         clouds = {name: self._build(cloud) for name, cloud in configuration.clouds.items()}
         bus = await nats_bus.NatsBus.open(
             self._loaded.monitor_bus, f"resurgam-{configuration.monitor}", configuration.bus.replicas
@@ -117,8 +132,39 @@ class Service:
         journal = Journal(bus, time.time, policy.resurrection)
         agents = AgentClient(bus, monitor_id, new_id)
         fleet = Fleet(policy.liveness, loop.time())
-        address = f"http://{_in_url(configuration.http.host)}:{configuration.http.port}"
-        leadership = Leadership(bus, monitor_id, policy.leadership, incarnation=new_id(), address=address)
+        own = self._own_presence()
+        roster = Roster(own.monitor, own.incarnation, policy.leadership)
+
+        def why_not_warm() -> str:
+            if not self._journal_is_open:
+                return "reads the journal"
+            if not bus.connected:
+                return "has lost the bus"
+            return monitor.judgement.cannot_tell if monitor.turns else "just started"
+
+        leadership = Leadership(
+            bus,
+            monitor_id,
+            policy.leadership,
+            own.incarnation,
+            own.address,
+            VERSION,
+            time.time,
+            Manners(lambda newest: roster.someone_is_ready(loop.time(), newest), lambda: not why_not_warm()),
+        )
+        standing = Standing(why_not_warm, lambda: fleet.verdicts()[Verdict.ALIVE])
+        monitors = Monitors(own, roster, leadership, journal, standing, policy.leadership, loop.time)
+        presences = Presences(
+            bus,
+            roster,
+            monitors.present,
+            policy.leadership,
+            leadership.wake,
+            leadership.in_touch,
+            lambda: self.configuration.policy.liveness.heartbeat_interval_seconds,
+        )
+        leadership.on_change(lambda leads: presences.announce())
+        leadership.on_given_back(presences.announce)
         resurrector = Resurrector(
             journal,
             clouds,
@@ -130,8 +176,12 @@ class Service:
             new_id,
             self._agent_bus,
             os.urandom,
-            self._maintenance,
+            lambda deployment: name_of_open(
+                self.configuration.maintenance, journal.maintenance().values(), time.time()
+            ),
             self._crash_point,
+            lambda: self._loaded.registries,
+            self._stemcell_version,
         )
         monitor = Monitor(
             bus=bus,
@@ -148,9 +198,17 @@ class Service:
             unix_time=time.time,
             new_id=new_id,
             system_events=system_events,
+            beside=monitors.deviations,
+            link=lambda key: link(self.configuration.http.public_url, self._signs_links(), key, time.time()),
         )
+        store = ImageStore(
+            bus,
+            Path(configuration.state_dir) / "image-uploads",
+            lambda: self.configuration.policy.images.store_max_bytes,
+        )
+        monitor.alerting.unreachable(self._unreachable)
         figures = CollectorRegistry()
-        figures.register(MonitorMetrics(monitor, leadership.is_leader))
+        figures.register(MonitorMetrics(monitor, leadership.is_leader, monitors.states, lambda: store.figures))
         state = SiteState(
             configuration.monitor,
             lambda: bus.connected,
@@ -163,34 +221,90 @@ class Service:
             lambda: self.configuration.policy.resurrection.enabled,
             lambda: generate_latest(figures),
             lambda: fleet.strangers(loop.time()),
+            monitors.reasons_unhealthy,
         )
-        intake = ManifestIntake(journal, lambda: clouds.keys(), self._stemcells)
+        intake = ManifestIntake(
+            journal,
+            lambda: clouds.keys(),
+            self._stemcells,
+            lambda: {name: cloud.disk_abilities for name, cloud in clouds.items()},
+            lambda record: _disk_reports(fleet, record),
+        )
         actions = OperatorActions(journal, resurrector, agents, state, intake, time.time)
         alerts = AlertActions(journal, monitor.alerting, state, time.time, new_id)
-        api = Api(ApiParts(journal, actions, fleet, state, state, intake, self._tokens, alerts, time.time))
+
+        def maintenance_changed() -> None:
+            monitor.alerting.look_again()
+            resurrector.wake()
+
+        maintenance = MaintenanceActions(
+            journal, state, lambda: self.configuration.maintenance, time.time, new_id, maintenance_changed
+        )
+        images = ImageActions(store, journal, state, time.time)
+        disks = DiskActions(
+            journal,
+            state,
+            clouds,
+            lambda record: _disk_reports(fleet, record),
+            lambda: resurrector.policy.disks.keep_orphans_seconds,
+            time.time,
+            resurrector.wake,
+        )
+        parts = ApiParts(
+            journal=journal,
+            actions=actions,
+            fleet=fleet,
+            monitor=state,
+            leader=state,
+            manifests=intake,
+            tokens=self._tokens,
+            signs_links=self._signs_links,
+            alerts=alerts,
+            maintenance=maintenance,
+            monitors=monitors,
+            images=images,
+            unix_time=time.time,
+            disks=disks,
+            progress=resurrector.progress,
+            full_in_seconds=monitor.full_in_seconds,
+        )
+        api = Api(parts)
         server = ApiServer(api.application(), configuration.http.host, configuration.http.port)
 
-        def reload() -> None:
-            self._reload(monitor, resurrector)
+        reload_asked = asyncio.Event()
 
-        loop.add_signal_handler(signal.SIGHUP, reload)
+        async def reload_when_asked() -> None:
+            while True:
+                await reload_asked.wait()
+                reload_asked.clear()
+                await self._reload(monitor, resurrector)
+
+        loop.add_signal_handler(signal.SIGHUP, reload_asked.set)
         try:
             async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(server.run(), name="api")
                 tasks.create_task(self._watch(monitor), name="watchdog")
                 tasks.create_task(self._until_stopped(server, serving), name="stop")
+                tasks.create_task(reload_when_asked(), name="reload")
                 tasks.create_task(monitor.alerting.run(), name="alerting")
+                tasks.create_task(presences.run(), name="presences")
                 await self._open(journal, agents)
-                log.info("ready", monitor=monitor_id, api=address, clouds=list(clouds))
-                self._notify.ready(f"monitor {monitor_id}, API {address}")
+                log.info("ready", monitor=monitor_id, api=own.address, clouds=list(clouds))
+                self._notify.ready(f"monitor {monitor_id}, API {own.address}")
                 tasks.create_task(leadership.run(), name="leadership")
                 tasks.create_task(resurrector.run(), name="resurrector")
                 tasks.create_task(monitor.run(), name="monitor")
+                tasks.create_task(store.run(), name="image-store")
         except* Stopped:
             log.info("ended")
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
             await agents.close()
+
+    def _own_presence(self) -> Presence:
+        http = self.configuration.http
+        address = f"http://{_in_url(http.host)}:{http.port}"
+        return Presence(self.configuration.monitor, new_id(), version=VERSION, address=address, started_at=time.time())
 
     async def _open(self, journal: Journal, agents: AgentClient) -> None:
         """Waits for the bus for as long as it takes."""
@@ -199,7 +313,7 @@ class Service:
         await agents.open()
         while True:
             try:
-                await journal.open()
+                await _read(journal)
                 break
             except BusUnavailable as error:
                 if loop.time() - told_at >= STILL_WAITING_SECONDS:
@@ -208,6 +322,11 @@ class Service:
                 await asyncio.sleep(JOURNAL_RETRY_SECONDS)
         for corrupt in journal.corrupt():
             log.error("record cannot be read", bucket=corrupt.bucket, key=corrupt.key, error=str(corrupt))
+        # Records are there to stay: the collector need not walk through hundreds of thousands of them again and again,
+        # nor through the mapping of them that every turn is given
+        journal.instances()
+        gc.collect()
+        gc.freeze()
         self._journal_is_open = True
 
     async def _until_stopped(self, server: ApiServer, serving: asyncio.Task[None]) -> None:
@@ -229,9 +348,10 @@ class Service:
             if waits_for_bus or asyncio.get_running_loop().time() - monitor.last_turn_at < LOOP_LATE_SECONDS:
                 self._notify.alive("waiting for the bus" if waits_for_bus else f"turn {monitor.turns}")
 
-    def _reload(self, monitor: Monitor, resurrector: Resurrector) -> None:
+    async def _reload(self, monitor: Monitor, resurrector: Resurrector) -> None:
         try:
-            loaded = load_configuration(self._path)
+            loaded = await asyncio.to_thread(load_configuration, self._path)
+            unreachable = await self._reach(loaded)
             channels = self._channels(loaded)
         except ManifestErrors as errors:
             log.error("configuration not reloaded, the former one holds", errors=str(errors).splitlines())
@@ -240,8 +360,23 @@ class Service:
         self._loaded = loaded
         monitor.set_policy(loaded.configuration.policy)
         monitor.alerting.set_channels(channels, _rules(loaded.configuration))
+        monitor.alerting.unreachable(unreachable)
         resurrector.set_policy(loaded.configuration.policy)
         log.info("configuration reloaded", needs_restart=list(needing_restart) or None)
+
+    async def _reach(self, loaded: LoadedConfiguration) -> Mapping[str, str]:
+        """Channels whose servers are not there. Raises ManifestErrors when one is and is not trusted."""
+        channels = self._channels(loaded)
+        try:
+            reached = await reach_all(channels, loaded.configuration.channels, str(self._path))
+        finally:
+            for channel in channels:
+                await channel.close()
+        if reached.errors:
+            raise ManifestErrors(reached.errors)
+        for name, why in reached.unreachable.items():
+            log.warning("channel.unreachable", channel=name, error=why, next="starting all the same; it is tried again")
+        return reached.unreachable
 
     def _channels(self, loaded: LoadedConfiguration) -> Sequence[Channel]:
         """Without any configured, the log is the channel. Raises ManifestErrors."""
@@ -252,17 +387,22 @@ class Service:
 
     # What the parts ask for; a reload changes the answers.
 
-    def _agent_bus(self, record: InstanceRecord, vm: VmBinding) -> BusSettings:
+    def _agent_bus(self, agent: AgentId) -> BusSettings:
         return self._loaded.agent_bus
-
-    def _maintenance(self, deployment: DeploymentName) -> str:
-        window = open_window(self.configuration.maintenance, time.time())
-        return "" if window is None else (window.reason or "maintenance")
 
     def _tokens(self) -> Mapping[str, Role]:
         secrets = self._loaded.secrets
         known = {secrets.http_reader_token: Role.READER, secrets.http_token: Role.ADMIN}
         return {token: role for token, role in known.items() if token}
+
+    def _signs_links(self) -> str:
+        return self._loaded.secrets.http_token
+
+    def _stemcell_version(self, cloud: CloudName, stemcell: str) -> str:
+        configured = self.configuration.clouds.get(cloud)
+        if configured is None or configured.provider not in LOCAL_PROVIDERS:
+            return ""
+        return current_digest(stemcell_directory(configured, Path(self.configuration.state_dir)), stemcell)
 
     def _stemcells(self) -> Mapping[str, Collection[str]]:
         """Of the clouds whose stemcells lie on this machine; others know only themselves."""
@@ -274,9 +414,27 @@ class Service:
         }
 
 
+async def _read(journal: Journal) -> None:
+    """What is read are hundreds of thousands of objects in a big fleet, all of them to stay: the collector is not to
+    look through them as they come."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        await journal.open()
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _disk_reports(fleet: Fleet, record: InstanceRecord) -> Sequence[DiskReport]:
+    heartbeat = fleet.last_heartbeat(record.vm.agent_id) if record.vm is not None else None
+    return heartbeat.resurgam.disks if heartbeat is not None and heartbeat.resurgam is not None else ()
+
+
 def _rules(configuration: Configuration) -> Rules:
     names = tuple(channel.name for channel in configuration.channels)
-    return Rules(configuration.routes, names, configuration.maintenance)
+    delivery = {channel.name: channel.delivery for channel in configuration.channels if channel.delivery}
+    return Rules(configuration.routes, names, configuration.maintenance, delivery)
 
 
 def new_id() -> str:

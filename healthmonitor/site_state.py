@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from healthmonitor.core.fleet import AgentView
+from healthmonitor.core.agent_state import AgentView
 from healthmonitor.core.judgement import Judgement
 from healthmonitor.leadership import Leadership
 
@@ -36,6 +36,7 @@ class SiteState:
         resurrection_configured: Callable[[], bool],
         metrics: Callable[[], bytes],
         strangers: Callable[[], Iterable[AgentView]],
+        more_reasons: Callable[[], list[str]] = list,
     ) -> None:
         self._id = monitor_id
         self.bus_connected = bus_connected
@@ -48,6 +49,7 @@ class SiteState:
         self.resurrection_configured = resurrection_configured
         self.metrics = metrics
         self.strangers = strangers
+        self._more_reasons = more_reasons
 
     @property
     def id(self) -> str:
@@ -69,7 +71,7 @@ class SiteState:
             reasons.append(f"loop: no turn for {late:.1f} s")
         if not self.leader_name():
             reasons.append("leader: no monitor leads")
-        return reasons
+        return reasons + self._more_reasons()
 
     # Who leads, for the API and for people's actions.
 

@@ -21,6 +21,7 @@ import structlog
 
 from healthmonitor.clouds.cloud import CloudError, CloudUnavailable, FenceProof, Unfenced
 from healthmonitor.core.policy import Policy
+from healthmonitor.core.spares import KEY_PREFIX, RETIRED_EVENT
 from healthmonitor.core.strays import FORGOTTEN_EVENT, GENERATION_FIELD, Known, Listed, Standing, Stray, judge, place_of
 from healthmonitor.steps.context import Tools
 from protocol.bus import BusUnavailable
@@ -51,14 +52,18 @@ class Sweeper:
         self._tools = tools
         self._policy = policy
         self._seen: dict[Place, _Seen] = {}
-        self._swept = False
+        self._answered: dict[CloudName, tuple[float, float]] = {}  # when first and last, since this monitor leads
         self._forgotten: dict[InstanceId, Generation] = {}
-        self._looked_up: frozenset[InstanceId] = frozenset()
+        self._retired: frozenset[str] = frozenset()
+        self._looked_up: frozenset[str] = frozenset()
         self._operation_over = asyncio.Event()
 
     def strays(self) -> tuple[Stray, ...] | None:
-        """Those seen in two sweeps; None while that is not known (this monitor does not lead, or only just does)."""
-        if not self._swept:
+        """Those seen in two sweeps; None while that is not known: this monitor does not lead, or not for so long that
+        what a former leader saw could be confirmed, or a cloud has never answered it."""
+        seconds = self._policy().resurrection.stray_sweep_seconds
+        spans = (self._answered.get(name, (0.0, 0.0)) for name in self._tools.clouds)
+        if not all(last - first >= seconds for first, last in spans):
             return None
         return tuple(
             Stray(seen.listed, seen.standing, seen.why, seen.problem)
@@ -87,7 +92,7 @@ class Sweeper:
                     log.exception("sweep failed by a defect; swept again at its time")
                 await self._pause()
         finally:
-            self._swept = False
+            self._answered.clear()
 
     async def _pause(self) -> None:
         policy = self._policy().resurrection
@@ -110,12 +115,12 @@ class Sweeper:
             return
         await self._look_up(listed)
         now = asyncio.get_running_loop().time()
+        self._answered.update({name: (self._answered.get(name, (now, now))[0], now) for name in answered})
         present = {(vm.cloud, vm.vm_cid) for vm in listed}
         for vm, standing, why in judge(listed, self._known()):
             self._note(vm, standing, why, now)
         for place in [place for place in self._seen if place[0] in answered and place not in present]:
             del self._seen[place]
-        self._swept = True
         due = [
             seen
             for seen in self._seen.values()
@@ -140,25 +145,28 @@ class Sweeper:
         return listed, answered
 
     async def _look_up(self, listed: list[Listed]) -> None:
-        """Of VMs whose instance has no record: whether the timeline says that it was deleted on purpose."""
+        """Of VMs whose instance, or spare, has no record: whether the timeline says that it was deleted on purpose."""
+        journal = self._tools.journal
         places = (place_of(vm) for vm in listed)
-        gone = frozenset(
-            place[0] for place in places if place is not None and self._tools.journal.instance(place[0]) is None
-        )
+        gone = frozenset(str(place[0]) for place in places if place is not None and journal.instance(place[0]) is None)
+        gone |= {vm.key for vm in listed if vm.key.startswith(KEY_PREFIX) and journal.spare(vm.key) is None}
         if gone == self._looked_up:
             return
         found: dict[InstanceId, Generation] = {}
+        retired: set[str] = set()
         for entry in await self._tools.journal.events_since(0.0):
             event = entry.event
             if event.kind == FORGOTTEN_EVENT and event.subject in gone:
                 instance = InstanceId(event.subject)
                 generation = Generation(int(event.fields.get(GENERATION_FIELD, "0")))
                 found[instance] = max(generation, found.get(instance, generation))
-        self._forgotten, self._looked_up = found, gone
+            elif event.kind == RETIRED_EVENT:
+                retired.add(event.subject)
+        self._forgotten, self._retired, self._looked_up = found, frozenset(retired), gone
 
     def _known(self) -> Known:
         journal = self._tools.journal
-        return Known(journal.instances(), journal.operations(), self._forgotten)
+        return Known(journal.instances(), journal.operations(), self._forgotten, journal.spares(), self._retired)
 
     def _note(self, vm: Listed, standing: Standing, why: str, now: float) -> None:
         place = (vm.cloud, vm.vm_cid)

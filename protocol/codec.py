@@ -1,14 +1,16 @@
 """Frozen dataclasses to JSON and back, validated by pydantic, with every error at once.
 
-Law: unknown keys are ignored (a newer peer may send them); a missing or wrong value raises `Invalid`, which lists
-where and what.
+Laws:
+- Unknown keys are ignored (a newer peer may send them); a missing or wrong value raises `Invalid`, which lists where
+  and what.
+- Numbers are finite. JSON has no other, so what had one could be read (`1e999`), written as null, and never read again.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, NewType, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -40,6 +42,12 @@ def from_plain(kind: type[T], value: Any) -> T:
         raise Invalid(_lines(error)) from None
 
 
+def prepare(kind: type[Any]) -> None:
+    """Builds what `kind` needs in advance, so that the first use does not wait for it."""
+    _adapter(kind)
+
+
+_FINITE = ConfigDict(allow_inf_nan=False)
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 """Building one costs milliseconds; there are as many as there are types, so it does not grow."""
 
@@ -47,7 +55,9 @@ _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     adapter = _adapters.get(kind)
     if adapter is None:
-        adapter = _adapters[kind] = TypeAdapter(kind)
+        # By another name: pydantic takes no configuration for a dataclass itself, while one that is named inherits it.
+        named = NewType("named", kind)  # type: ignore[valid-type, valid-newtype]
+        adapter = _adapters[kind] = TypeAdapter(named, config=_FINITE)
     return adapter
 
 

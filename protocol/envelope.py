@@ -58,7 +58,7 @@ def decode_request(payload: bytes) -> Request:
     if len(payload) > REQUEST_MAX_BYTES:
         raise BadRequest(f"request of {len(payload)} bytes is larger than {REQUEST_MAX_BYTES}")
     try:
-        body = json.loads(payload)
+        body = _read(payload)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"request is not JSON: {error}") from None
     if not isinstance(body, dict):
@@ -106,7 +106,7 @@ def decode_reply(payload: bytes) -> Any:
     Accepts every shape that BOSH's director accepts: an exception as plain text, a bare value without envelope.
     """
     try:
-        body = json.loads(payload)
+        body = _read(payload)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"reply is not JSON: {error}") from None
     if not isinstance(body, dict):
@@ -118,5 +118,15 @@ def decode_reply(payload: bytes) -> Any:
     return body.get("value", body)
 
 
+def _read(payload: bytes) -> Any:
+    """JSON in UTF-8; ValueError, RecursionError. Half a surrogate pair, which Python takes, is an error: it could
+    not be written to disk, nor sent on."""
+    text = payload.decode()
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def _is_subject(text: str) -> bool:
-    return 0 < len(text) <= 512 and not any(c in text for c in " \t\r\n*>") and ".." not in text
+    return 0 < len(text) <= 512 and not any(c in text for c in " \t\r\n*>") and all(text.split("."))

@@ -1,7 +1,8 @@
 """The heartbeat: BOSH's keys, plus one key `resurgam` with ours.
 
-Law: decoding is tolerant (unknown keys ignored, absent keys None), because agents of other versions and real
-bosh-agents are heard too; a heartbeat that is not JSON, not an object or larger than the limit is `Malformed`.
+Law: decoding is tolerant (unknown keys ignored, absent keys None, unknown words of a closed choice taken for its
+UNKNOWN or OTHER), because agents of other versions and real bosh-agents are heard too: a word that is not known must
+never cost a VM its life; a heartbeat that is not JSON, not an object or larger than the limit is `Malformed`.
 A heartbeat without `resurgam` keeps BOSH's semantics: it counts as sent when it is received.
 
 Does not know: what a heartbeat means for a lease (healthmonitor/core/liveness.py).
@@ -35,7 +36,12 @@ class ContainerState(Enum):
     FAILED = "failed"  # a one-shot container that ended otherwise and may not be restarted
     STOPPED = "stopped"  # by a person's word
     ORPHANED = "orphaned"  # carries our label, is not in the specification, and is being removed
-    UNKNOWN = "unknown"  # the engine does not answer
+    UNKNOWN = "unknown"  # the engine does not answer, or a newer agent says what this version does not know
+
+    @classmethod
+    def _missing_(cls, value: object) -> ContainerState:
+        """A word of a newer agent: its heartbeat counts all the same."""
+        return cls.UNKNOWN
 
 
 class Reason(Enum):
@@ -58,6 +64,12 @@ class Reason(Enum):
     PAUSED = "paused"
     OPERATOR = "operator"
     ISOLATED = "isolated"  # the centre could not be reached for the lease, and the group says to stop
+    OTHER = "other"  # a newer agent says what this version does not know
+
+    @classmethod
+    def _missing_(cls, value: object) -> Reason:
+        """A word of a newer agent: its heartbeat counts all the same."""
+        return cls.OTHER
 
 
 class EngineState(Enum):
@@ -66,6 +78,12 @@ class EngineState(Enum):
     HUNG = "hung"  # accepts but does not answer
     DOWN = "down"
     BACKING_OFF = "backing_off"
+    UNKNOWN = "unknown"  # a newer agent says what this version does not know
+
+    @classmethod
+    def _missing_(cls, value: object) -> EngineState:
+        """A word of a newer agent: its heartbeat counts all the same."""
+        return cls.UNKNOWN
 
 
 class DiskState(Enum):
@@ -74,6 +92,12 @@ class DiskState(Enum):
     MISSING = "missing"  # no such device
     READ_ONLY = "read_only"
     FAILED = "failed"  # refused: foreign signature, file system needs a person, mount failed
+    UNKNOWN = "unknown"  # a newer agent says what this version does not know
+
+    @classmethod
+    def _missing_(cls, value: object) -> DiskState:
+        """A word of a newer agent: its heartbeat counts all the same."""
+        return cls.UNKNOWN
 
 
 class ContainerReport(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -84,6 +108,7 @@ class ContainerReport(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_code: int | None = None
     spec_hash: str = ""
     image_id: str = ""
+    image_digest: str = ""  # `repository@sha256:…`, when it came from a registry
     container_id: str = ""
     since_seconds: float = 0.0  # how long it has been in this state
     detail: str = ""  # one line for people: the engine's error, the limit that was hit; at most 300 characters
@@ -97,6 +122,7 @@ class DiskReport(msgspec.Struct, frozen=True, omit_defaults=True):
     inode_percent: float = 0.0
     size_mib: int = 0
     detail: str = ""
+    errors: int = 0  # that the file system has recorded on the disk
 
 
 class Extension(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -164,8 +190,10 @@ class ContainerGlance(msgspec.Struct, frozen=True, gc=False):
 
 class DiskGlance(msgspec.Struct, frozen=True, gc=False):
     name: str
-    cid: str
     state: DiskState
+    percent: float = 0.0
+    inode_percent: float = 0.0
+    errors: int = 0
     detail: str = ""
 
 

@@ -1,4 +1,4 @@
-"""The bus on NATS: the only file that imports nats.
+"""The bus on NATS. Only `protocol/nats_*` import nats.
 
 Law: nothing is kept to be sent late (the client's own buffer is off), connecting goes on for ever in the background,
 subscriptions outlive reconnects, and a cut is noticed within `ping_seconds * 2` and some.
@@ -13,7 +13,7 @@ import contextlib
 import json
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import nats.aio.client
@@ -27,17 +27,24 @@ from nats.js.client import JetStreamContext
 from nats.js.kv import KeyValue
 
 from protocol.bus import (
+    BlobReader,
+    Blobs,
     Bucket,
     BusUnavailable,
+    Deleted,
     Entry,
+    Extent,
+    Inbox,
+    InboxEntry,
     Log,
     LogEntry,
     Message,
-    NoResponders,
     Queue,
     Subscription,
-    WrongRevision,
 )
+from protocol.nats_blobs import NatsBlobReader, NatsBlobs
+from protocol.nats_client import ShortWayClient
+from protocol.nats_errors import errors as _errors
 from protocol.settings import BusSettings
 
 log = structlog.get_logger(__name__)
@@ -51,13 +58,23 @@ PENDING_MESSAGES = 1_000_000
 PENDING_BYTES = 256 * 1024 * 1024
 """What one subscription may hold while its reader is behind; beyond it NATS drops, and the drop is logged."""
 READ_BATCH = 500
+READ_ON_SECONDS = 1.0
+TAKEN_AT_ONCE = 100
+"""Of a bucket that is read, between two moments in which others may go on: what is read is decoded, too."""
+BEHIND_PAUSE_SECONDS = 0.05
 QUEUE_DEDUPLICATION_SECONDS = 120.0
 _NO_MESSAGE = 10037
 _NO_SUCH_SEQUENCE = 10043
+_DELETE_FAILED = 10057
 """JetStream's error codes for a sequence number that is not there, asked for and deleted."""
 
 
 _Fetch = Callable[[int, float], Awaitable[list[LogEntry]]]
+_FetchMessages = Callable[[int, float], Awaitable[list[Msg]]]
+
+
+_CHANGEABLE = ("subjects", "max_msgs", "max_bytes", "max_msg_size", "num_replicas", "duplicate_window")
+"""What a stream of ours may be given otherwise in a later version or configuration."""
 
 
 class NatsBus:
@@ -67,7 +84,7 @@ class NatsBus:
         self._settings = settings
         self._name = name
         self._replicas = replicas
-        self._client = _Client()
+        self._client = ShortWayClient()
         self._jetstream: JetStreamContext | None = None
         self._epoch = 0
         self._callbacks: list[Callable[[bool], None]] = []
@@ -128,15 +145,26 @@ class NatsBus:
         if not self.connected:
             raise BusUnavailable("not connected")
         with _errors():
-            # nats-py takes a whole number of seconds in its types, and any number in fact
-            await self._client.flush(timeout=timeout_seconds)  # type: ignore[arg-type]
+            async with asyncio.timeout(timeout_seconds):
+                # Twice: nats-py writes the PING at once, ahead of what waits to be written. When the first PONG is
+                # back, that has been written, and the second PING is behind it.
+                for _ in range(2):
+                    # it takes a whole number of seconds in its types, and any number in fact
+                    await self._client.flush(timeout=timeout_seconds)  # type: ignore[arg-type]
+
+    async def move(self, why: str) -> None:
+        if self.connected and len(self._settings.urls) > 1:
+            log.warning(
+                "bus.moves", reason=why, server=str(self._client.connected_url and self._client.connected_url.netloc)
+            )
+            await self._client.force_reconnect()
 
     async def bucket(self, name: str, history: int = 1) -> Bucket:
         with _errors():
             store = await self._js().create_key_value(
                 api.KeyValueConfig(bucket=name, history=history, storage=api.StorageType.FILE, replicas=self._replicas)
             )
-        return _Bucket(store)
+        return _Bucket(store, self._js(), f"KV_{name}")
 
     async def log(self, name: str, max_entries: int, max_bytes: int) -> Log:
         config = api.StreamConfig(
@@ -149,11 +177,7 @@ class NatsBus:
             max_bytes=max_bytes,
             num_replicas=self._replicas,
         )
-        with _errors():
-            try:
-                await self._js().add_stream(config)
-            except nats.js.errors.BadRequestError:
-                await self._js().update_stream(config)  # it exists with other limits
+        await self._stream(config)
         return _Log(self._js(), f"LOG_{name}", f"log.{name}")
 
     async def queue(self, name: str, max_bytes: int) -> Queue:
@@ -167,12 +191,41 @@ class NatsBus:
             num_replicas=self._replicas,
             duplicate_window=QUEUE_DEDUPLICATION_SECONDS,
         )
+        await self._stream(config)
+        return _Queue(self._js(), f"QUEUE_{name}", f"queue.{name}")
+
+    async def blobs(self, name: str, max_bytes: int) -> Blobs:
+        return await NatsBlobs.open(self._js, name, max_bytes, self._replicas)
+
+    def blob_reader(self, name: str) -> BlobReader:
+        return NatsBlobReader(self._js, name)
+
+    async def inbox(self, name: str, subjects: Sequence[str], max_bytes: int, message_max_bytes: int) -> Inbox:
+        config = api.StreamConfig(
+            name=f"INBOX_{name}",
+            subjects=list(subjects),
+            storage=api.StorageType.FILE,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.OLD,
+            max_bytes=max_bytes,
+            max_msg_size=message_max_bytes,
+            num_replicas=self._replicas,
+        )
+        await self._stream(config)
+        return _Inbox(self._js(), f"INBOX_{name}")
+
+    async def _stream(self, config: api.StreamConfig) -> None:
+        """Looks before it creates: the server sets `max_bytes` aside, and asked to create what is there it looks for
+        room for it a second time."""
         with _errors():
             try:
+                standing = (await self._js().stream_info(str(config.name))).config
+            except nats.js.errors.NotFoundError:
                 await self._js().add_stream(config)
-            except nats.js.errors.BadRequestError:
-                await self._js().update_stream(config)  # it exists with another limit
-        return _Queue(self._js(), f"QUEUE_{name}", f"queue.{name}")
+            else:
+                wanted = {name: getattr(config, name) for name in _CHANGEABLE}
+                if any(value and value != getattr(standing, name) for name, value in wanted.items()):
+                    await self._js().update_stream(config)
 
     async def close(self) -> None:
         self._closed = True
@@ -260,38 +313,13 @@ class SystemEvents:
         def heard(message: Message) -> None:
             try:
                 name = json.loads(message.payload)["client"].get("name", "")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 log.warning("bus.system_event_unreadable", subject=message.subject, error=repr(error))
                 return
-            if name:
+            if name and isinstance(name, str):
                 callback(name)
 
         return await self._bus.subscribe("$SYS.ACCOUNT.*.DISCONNECT", heard)
-
-
-class _Client(nats.aio.client.Client):
-    """nats-py's client, with a short way for subscriptions whose callback does not wait: the parser calls it, instead
-    of putting each message in a queue for a task to take out. That is half of what a heartbeat costs
-    (tests/bench/bench_heartbeats.py). A nats-py that no longer calls `_process_msg` takes the long way by itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.short_ways: dict[object, Callable[[Message], None]] = {}  # nats-py's callback → ours
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        subscription = self._subs.get(sid)
-        callback = self.short_ways.get(subscription._cb) if subscription is not None and not headers else None
-        if callback is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
-        message = Message(subject.decode(), data, reply.decode())
-        try:
-            callback(message)
-        except Exception:
-            # the edge of a task that is not ours: an error in one message must not end the connection
-            log.exception("bus.callback_failed", subject=message.subject)
 
 
 class _Subscription:
@@ -316,7 +344,7 @@ class _Subscription:
                 log.exception("bus.callback_failed", subject=message.subject)
 
         if self._real is None:
-            self._bus._client.short_ways[deliver] = callback
+            self._bus._client.open_short_way(deliver, callback)
             self._deliver = deliver
             self._real = await self._bus._client.subscribe(
                 self._subject,
@@ -328,15 +356,18 @@ class _Subscription:
     async def unsubscribe(self) -> None:
         self._ended = True
         self._bus._forget(self)
-        self._bus._client.short_ways.pop(self._deliver, None)
+        self._bus._client.close_short_way(self._deliver)
         if self._real is not None and self._bus.connected:
             with _errors():
                 await self._real.unsubscribe()
 
 
 class _Bucket:
-    def __init__(self, store: KeyValue) -> None:
+    def __init__(self, store: KeyValue, jetstream: JetStreamContext, stream: str) -> None:
         self._store = store
+        self._jetstream = jetstream
+        self._stream = stream
+        self._prefix = f"$KV.{stream.removeprefix('KV_')}."
 
     async def get(self, key: str) -> Entry | None:
         with _errors():
@@ -367,20 +398,81 @@ class _Bucket:
             await self._store.delete(key, last=revision)
 
     async def entries(self) -> dict[str, Entry]:
+        """In a cluster the reader may stand on a server whose copy is behind: what it gave is held against the number
+        of the last write, which the stream's leader knows, and read again until it is no older than the call."""
+        with _errors():
+            async with asyncio.timeout(JETSTREAM_TIMEOUT_SECONDS):
+                last = (await self._store.status()).stream_info.state.last_seq
+                while True:
+                    found, newest = await self._read_all()
+                    if newest >= last or not await self._is_stored(last):
+                        return found
+                    await asyncio.sleep(BEHIND_PAUSE_SECONDS)
+
+    async def _is_stored(self, sequence: int) -> bool:
+        """False: the last write was purged since, by hand. There is nothing to wait for."""
+        try:
+            await self._jetstream.get_msg(self._stream, sequence)
+        except nats.js.errors.APIError as error:
+            if error.err_code in (_NO_MESSAGE, _NO_SUCH_SEQUENCE):
+                return False
+            raise
+        return True
+
+    async def _read_all(self) -> tuple[dict[str, Entry], int]:
+        """What the reader gives, and the highest number in it."""
         found: dict[str, Entry] = {}
+        newest = 0
         with _errors():
             watcher = await self._store.watchall()
             try:
                 while True:
                     update = await watcher.updates(timeout=JETSTREAM_TIMEOUT_SECONDS)  # type: ignore[no-untyped-call]
                     if update is None:
-                        return found
+                        return found, newest
+                    newest = max(newest, update.revision or 0)
                     if update.operation in ("DEL", "PURGE"):
                         found.pop(update.key, None)
                     else:
                         found[update.key] = Entry(update.key, update.value or b"", update.revision or 0)
             finally:
                 await watcher.stop()  # type: ignore[no-untyped-call]
+
+    async def read(self, after: int, take: Callable[[Entry | Deleted], None]) -> Extent:
+        """In a cluster the reader may stand on a server whose copy is behind; see `entries`."""
+        with _errors():
+            state = (await self._jetstream.stream_info(self._stream)).state
+        last, reached = int(state.last_seq), after
+        loop = asyncio.get_running_loop()
+        until = loop.time() + JETSTREAM_TIMEOUT_SECONDS
+        while state.messages and reached < last:
+            reached = await self._read_on(reached, last, take)
+            if reached >= last:
+                break
+            with _errors():
+                if not await self._is_stored(last):
+                    break
+            if loop.time() > until:
+                raise BusUnavailable(f"{self._stream}: read up to {reached} of {last}, and no further")
+            await asyncio.sleep(BEHIND_PAUSE_SECONDS)
+        return Extent(last, int(state.messages))
+
+    async def _read_on(self, after: int, last: int, take: Callable[[Entry | Deleted], None]) -> int:
+        """Up to `last`, or as far as there is anything; returns the highest number read."""
+        reached = after
+        async with _reader(self._jetstream, self._stream, f"{self._prefix}>", after) as fetch:
+            while reached < last:
+                batch = await fetch(TAKEN_AT_ONCE, READ_ON_SECONDS)
+                for message in batch:
+                    reached = message.metadata.sequence.stream
+                    key = message.subject.removeprefix(self._prefix)
+                    if message.headers and message.headers.get("KV-Operation") in ("DEL", "PURGE"):
+                        take(Deleted(key, reached))
+                    else:
+                        take(Entry(key, message.data, reached))
+                if not batch or batch[-1].metadata.num_pending == 0:
+                    break
+        return reached
 
 
 class _Log:
@@ -425,31 +517,42 @@ class _Log:
 
     @contextlib.asynccontextmanager
     async def reader(self, after: int) -> AsyncIterator[_Fetch]:
-        with _errors():
-            subscription = await self._js.pull_subscribe(
-                self._subject,
-                stream=self._stream,
-                config=api.ConsumerConfig(
-                    deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
-                    opt_start_seq=after + 1,
-                    ack_policy=api.AckPolicy.NONE,
-                    inactive_threshold=30.0,
-                ),
-            )
+        async with _reader(self._js, self._stream, self._subject, after) as fetch_messages:
 
-        async def fetch(limit: int, timeout_seconds: float) -> list[LogEntry]:
-            with _errors():
-                try:
-                    messages = await subscription.fetch(limit, timeout=timeout_seconds)
-                except nats.errors.TimeoutError:
-                    return []
+            async def fetch(limit: int, timeout_seconds: float) -> list[LogEntry]:
+                messages = await fetch_messages(limit, timeout_seconds)
                 return [LogEntry(message.metadata.sequence.stream, message.data) for message in messages]
 
-        try:
             yield fetch
-        finally:
-            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
-                await subscription.unsubscribe()
+
+
+@contextlib.asynccontextmanager
+async def _reader(jetstream: JetStreamContext, stream: str, subject: str, after: int) -> AsyncIterator[_FetchMessages]:
+    """Reads a stream from the message after `after` on."""
+    with _errors():
+        subscription = await jetstream.pull_subscribe(
+            subject,
+            stream=stream,
+            config=api.ConsumerConfig(
+                deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+                opt_start_seq=after + 1,
+                ack_policy=api.AckPolicy.NONE,
+                inactive_threshold=30.0,
+            ),
+        )
+
+    async def fetch(limit: int, timeout_seconds: float) -> list[Msg]:
+        with _errors():
+            try:
+                return await subscription.fetch(limit, timeout=timeout_seconds)
+            except nats.errors.TimeoutError:
+                return []
+
+    try:
+        yield fetch
+    finally:
+        with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
+            await subscription.unsubscribe()
 
 
 class _Queue:
@@ -489,35 +592,44 @@ class _Queue:
         return found
 
     async def remove(self, sequence: int) -> None:
+        await _remove(self._js, self._stream, sequence)
+
+
+class _Inbox:
+    def __init__(self, jetstream: JetStreamContext, stream: str) -> None:
+        self._js = jetstream
+        self._stream = stream
+
+    async def read(self, after: int, limit: int) -> list[InboxEntry]:
+        """One by one: there are few, and what was removed between them is skipped by the server."""
         with _errors():
-            try:
-                await self._js.delete_msg(self._stream, sequence)
-            except nats.js.errors.APIError as error:
-                if error.err_code not in (_NO_MESSAGE, _NO_SUCH_SEQUENCE):
+            state = (await self._js.stream_info(self._stream)).state
+        found: list[InboxEntry] = []
+        at = max(after + 1, state.first_seq)
+        while at <= state.last_seq and len(found) < limit and state.messages:
+            with _errors():
+                try:
+                    message = await self._js.get_msg(self._stream, at, next=True, subject=">")
+                except nats.js.errors.APIError as error:
+                    if error.err_code == _NO_MESSAGE:
+                        break
                     raise
+            at = (message.seq or at) + 1
+            found.append(InboxEntry(message.seq or 0, message.subject or "", message.data or b""))
+        return found
+
+    async def remove(self, sequence: int) -> None:
+        await _remove(self._js, self._stream, sequence)
 
 
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """nats-py's errors as the port's. What is definite (wrong revision, nobody listens) stays definite; the rest is
-    an unknown outcome. A cancellation that came in the same moment as the answer, which `asyncio.wait_for` (used inside
-    nats-py) drops in Python 3.11, is made good: otherwise the task would go on for ever."""
-    task = asyncio.current_task()
-    cancellations = task.cancelling() if task is not None else 0
-    try:
-        yield
-        if task is not None and task.cancelling() > cancellations:
-            raise asyncio.CancelledError
-    except nats.errors.NoRespondersError:
-        raise NoResponders("nobody listens") from None
-    except nats.js.errors.KeyWrongLastSequenceError as error:
-        raise WrongRevision(str(error.description or error)) from None
-    except nats.js.errors.APIError as error:
-        if error.err_code in (10071, 10164):
-            raise WrongRevision(str(error.description)) from None
-        raise BusUnavailable(f"JetStream: {error.description or error}") from error
-    except (nats.errors.Error, TimeoutError, OSError) as error:
-        raise BusUnavailable(repr(error)) from error
+async def _remove(jetstream: JetStreamContext, stream: str, sequence: int) -> None:
+    with _errors():
+        try:
+            await jetstream.delete_msg(stream, sequence)
+        except nats.js.errors.APIError as error:
+            is_gone = error.err_code in (_NO_MESSAGE, _NO_SUCH_SEQUENCE)
+            if not is_gone and not (error.err_code == _DELETE_FAILED and error.description == "no message found"):
+                raise
 
 
 def _tls(settings: BusSettings) -> ssl.SSLContext | None:

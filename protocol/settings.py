@@ -6,7 +6,7 @@ Law: secrets (bus credentials) stand only here and in files that only root can r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from protocol.ids import AgentId, Generation, InstanceId, VmCid
@@ -24,6 +24,15 @@ class BusSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """What every agent is told of registries."""
+
+    auth: dict[str, Any] = field(default_factory=dict, repr=False)
+    mirrors: tuple[str, ...] = ()
+    certificates: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentSettings:
     agent_id: AgentId
     bus: BusSettings
@@ -38,4 +47,14 @@ class AgentSettings:
     template: bool = False
     """A VM that is only booted to be snapshotted: bring the engine up, load baked images, say so on the console, wait
     until the settings no longer say so."""
-    registry_auth: dict[str, Any] = field(default_factory=dict)  # Docker's config format, "auths"
+    registry_auth: dict[str, Any] = field(default_factory=dict, repr=False)  # Docker's config format, "auths"
+    registry_mirrors: tuple[str, ...] = ()  # of Docker Hub
+    registry_certificates: dict[str, str] = field(default_factory=dict)  # HOST or HOST:PORT → PEM of its authority
+
+    def with_registries(self, registries: RegistrySettings) -> AgentSettings:
+        return replace(
+            self,
+            registry_auth=registries.auth,
+            registry_mirrors=registries.mirrors,
+            registry_certificates=registries.certificates,
+        )

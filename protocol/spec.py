@@ -27,6 +27,9 @@ from protocol.ids import (
     Revision,
 )
 
+IMAGE_RATE_BYTES = 32 * 1024 * 1024
+"""A second, that a VM may load from the image store unless the centre says otherwise."""
+
 
 class Condition(Enum):
     """When a dependency counts as met (Compose's words)."""
@@ -44,9 +47,12 @@ class Restart(Enum):
 
 
 class PullPolicy(Enum):
+    """Where an image is looked for, in which order: agent/core/image_places.py."""
+
     MISSING = "missing"
     ALWAYS = "always"
     NEVER = "never"
+    STORE = "store"  # the image store, never a registry
 
 
 class MountKind(Enum):
@@ -126,6 +132,16 @@ class Logging:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePin:
+    """The very image that `image` was when a container was made of it. `image_id`: the engine's id of it. `digest`:
+    what a registry calls it (`sha256:…`), "" for one that came from no registry."""
+
+    image: str
+    image_id: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     name: ContainerName
     image: str
@@ -185,10 +201,16 @@ class ContainerSpec:
     tty: bool = False
     stdin_open: bool = False
     on_oom: str = "alert"  # of a child process: alert | restart | ignore
+    pinned: ImagePin | None = None  # set by the centre
+
+    @property
+    def pin(self) -> ImagePin | None:
+        """`pinned`, while it is of the image that is named here."""
+        return self.pinned if self.pinned is not None and self.pinned.image == self.image else None
 
 
 SUPERVISED_FIELDS = frozenset(
-    {"depends_on", "restart", "restart_limit", "stop_grace_period_seconds", "pull_policy", "on_oom"}
+    {"depends_on", "restart", "restart_limit", "stop_grace_period_seconds", "pull_policy", "on_oom", "pinned"}
 )
 """What the agent alone acts upon: changing it needs no new container."""
 
@@ -201,6 +223,8 @@ class DiskSpec:
     filesystem: str = "ext4"  # or xfs
     mount_options: tuple[str, ...] = ()
     size_mib: int = 0
+    replaces: DiskCid = DiskCid("")  # the disk that it is a finished copy of: a mark that says so is accepted
+    taken_from: str = ""  # "instance/disk" whose mark is accepted, and overwritten, by a person's word
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +243,7 @@ class InstanceSpec:
     on_isolation: OnIsolation = OnIsolation.KEEP
     heartbeat_interval_seconds: float = 5.0
     lease_seconds: float = 15.0
+    image_rate_bytes: int = IMAGE_RATE_BYTES
 
 
 def spec_hash(container: ContainerSpec) -> str:

@@ -17,8 +17,24 @@ class AgentMessage(Enum):
 
 
 DIRECTOR_ALERT = "hm.director.alert"
+IMAGE_STORE = "images"
+"""The blobs from which agents load container images."""
+IMAGE_STORE_READS = (f"$JS.API.DIRECT.GET.OBJ_{IMAGE_STORE}", f"$JS.API.DIRECT.GET.OBJ_{IMAGE_STORE}.>")
+"""Where an agent must be allowed to publish to read from it: direct reads of that one stream, nothing else."""
 MONITOR_CANARY_AGENT = "hm-canary"
 """Prefix of the agent id under which a monitor hears itself: `hm.agent.heartbeat.hm-canary-<monitor>`."""
+
+
+CENTRE = "hm.centre"
+"""Says to agents that the server which they are connected to is in touch with the centre: monitors that can write to
+the bus's store send it, empty. A server that was cut off from the rest of its cluster keeps its clients, and is
+silent."""
+EVERY_MONITOR = "hm.monitor.*"
+"""What monitors tell each other: `hm.monitor.<name>`. Agents may not publish there."""
+
+
+def monitor(name: str) -> str:
+    return f"hm.monitor.{name}"
 
 
 def to_monitor(kind: AgentMessage, agent: AgentId) -> str:

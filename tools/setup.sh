@@ -3,7 +3,7 @@
 #
 #   tools/setup.sh python   what the command and the quick tests need: Python with venv
 #   tools/setup.sh vms      also what VMs and stemcells need: QEMU, mmdebstrap, Docker Engine, file system tools
-#   tools/setup.sh test     also what the whole test suite needs: Postfix and Alertmanager (Debian starts both)
+#   tools/setup.sh test     also what the whole test suite needs: Postfix, Alertmanager, docker-registry (Debian starts them)
 #
 # What is there already is left alone. What is missing is installed through apt where this user may do that; where not,
 # the exact command is printed and the script ends with 4.
@@ -32,6 +32,10 @@ fi
 if [ "$wanted" = test ]; then
     need postfix postfix
     need prometheus-alertmanager prometheus-alertmanager
+    need docker-registry docker-registry
+    need htpasswd apache2-utils
+    need faketime faketime
+    need iptables iptables
     wanted=vms
 fi
 if [ "$wanted" = vms ]; then
@@ -43,6 +47,7 @@ if [ "$wanted" = vms ]; then
     need ip iproute2
     need mkfs.xfs xfsprogs
     need mke2fs e2fsprogs
+    need rsync rsync
     need tar tar
     need dockerd docker.io
 fi

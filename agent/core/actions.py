@@ -11,7 +11,7 @@ from typing import TypeAlias
 from agent.engine import EngineError
 from protocol.heartbeat import Reason
 from protocol.ids import ContainerName
-from protocol.spec import ContainerSpec, PullPolicy
+from protocol.spec import ContainerSpec, ImagePin, PullPolicy
 
 ActionKey: TypeAlias = str
 """A container's name; for one that is not in the specification its engine id (it may bear a name that is)."""
@@ -24,6 +24,7 @@ class Pull:
     key: ActionKey
     image: str
     policy: PullPolicy
+    pin: ImagePin | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from agent.core import dependencies
 from agent.core.disk_safety import disk_fault
-from protocol.ids import ContainerName, Generation, InstanceId, Revision
+from protocol.ids import ContainerName, Generation, InstanceId, Revision, split_instance_id
 from protocol.spec import InstanceSpec, Wanted
 
 
@@ -34,6 +34,15 @@ class Held:
     spec: InstanceSpec | None = None
     word: Word | None = None
     drained_boot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which instance a VM fills, as whose VM of what generation. A spare's settings name none: it is told later."""
+
+    instance: InstanceId
+    generation: Generation
+    hostname: str = ""
 
 
 class Refused(Exception):
@@ -65,6 +74,22 @@ def accept(held: Held, seen: Revision, spec: InstanceSpec, instance: InstanceId 
     if held.spec is not None and spec.revision == held.spec.revision:
         return dataclasses.replace(held, spec=spec)
     return Held(spec=spec)
+
+
+def become(settled: InstanceId | None, present: Place | None, wanted: Place) -> Place:
+    """Which instance a VM fills after it was told; Refused. `settled`: by its settings, for good. Once told, it is as
+    if the settings had said so: a spare is never two instances'."""
+    if settled is not None:
+        raise Refused(f"this VM was made for {settled}; it is no spare")
+    if present is not None and (present.instance, present.generation) != (wanted.instance, wanted.generation):
+        raise Refused(f"this VM is {present.instance}, generation {present.generation}, already")
+    if wanted.generation <= 0:
+        raise Refused(f"generation {wanted.generation}: an instance's begin with 1")
+    try:
+        split_instance_id(wanted.instance)
+    except ValueError:
+        raise Refused(f"{wanted.instance!r} is no instance's id") from None
+    return wanted
 
 
 def belongs(held: Held, instance: InstanceId | None, generation: Generation) -> bool:

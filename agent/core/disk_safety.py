@@ -71,6 +71,7 @@ class Reason(Enum):
     READ_ONLY = "is read-only"
     OTHER_INSTANCE = "belongs to another instance"
     OTHER_DISK = "is another disk of this instance"
+    COPY = "is not to be used in its own right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,18 @@ def decide(probe: Probe, filesystem: str, size_mib: int) -> Decision:
             return _decide_blank(probe, size_mib)
 
 
-def decide_marker(marker: Marker | None, instance: InstanceId, name: DiskName) -> Decision | None:
-    """None: the disk is ours, or bears no mark yet. Otherwise why it must not be used."""
-    if marker is None or (marker.instance == instance and marker.disk == name):
+def decide_marker(marker: Marker | None, instance: InstanceId, disk: DiskSpec) -> Decision | None:
+    """None: the disk is ours, or bears no mark yet. Otherwise why it must not be used. A copy is used only once it is
+    finished, and by who names the disk that it was copied from; another's disk only by who names the other."""
+    if marker is None:
+        return None
+    if marker.copy_of and (not marker.finished or marker.copy_of != disk.replaces):
+        state = "a copy" if marker.finished else "an unfinished copy"
+        return _refuse(Reason.COPY, f"{state} of {marker.copy_of}")
+    name = disk.name
+    if marker.instance == instance and marker.disk == name:
+        return None
+    if disk.taken_from == f"{marker.instance}/{marker.disk}":
         return None
     if marker.instance != instance:
         return _refuse(Reason.OTHER_INSTANCE, f"marked as disk {marker.disk} of {marker.instance}, not of {instance}")
@@ -113,11 +123,14 @@ def decide_marker(marker: Marker | None, instance: InstanceId, name: DiskName) -
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Written to `.resurgam/disk.json` on the disk at its first mount."""
+    """Written to `.resurgam/disk.json` on the disk at its first mount. `copy_of`: it is being copied to, from that
+    disk, or was, and has not taken its place yet; `finished` when it has all of the data, read back."""
 
     instance: InstanceId
     disk: DiskName
     cid: str = ""
+    copy_of: str = ""
+    finished: bool = False
 
 
 class CheckVerdict(Enum):
@@ -144,6 +157,8 @@ def disk_fault(disk: DiskSpec) -> str | None:
         return f"disk {disk.name}: device {disk.device!r}: expected a path below /dev"
     if disk.filesystem not in FILESYSTEMS:
         return f"disk {disk.name}: file system {disk.filesystem!r}: expected one of {', '.join(FILESYSTEMS)}"
+    if disk.replaces and not _CID.fullmatch(disk.replaces):
+        return f"disk {disk.name}: replaces {disk.replaces!r}: expected letters, digits, . - and _"
     wrong = [option for option in disk.mount_options if not _OPTION.fullmatch(option)]
     return f"disk {disk.name}: mount option {wrong[0]!r} is not one" if wrong else None
 
@@ -186,3 +201,14 @@ def _decide_blank(probe: Probe, size_mib: int) -> Decision:
 
 def _refuse(reason: Reason, detail: str) -> Decision:
     return Decision(Verdict.REFUSE, reason, detail)
+
+
+def decide_copy_target(marker: Marker | None, empty: bool, instance: InstanceId, name: DiskName, source: str) -> str:
+    """Why a disk that has a file system already may not be copied to; "" when it may. It is one that an earlier try
+    made and did not come to mark, or one that is being copied to from the same disk."""
+    if marker is None:
+        return "" if empty else "it holds files and bears no mark: it is not a disk that was made for this copy"
+    if marker.copy_of == source and (marker.instance, marker.disk) == (instance, name):
+        return ""
+    what = f"a copy of {marker.copy_of}" if marker.copy_of else f"disk {marker.disk} of {marker.instance}"
+    return f"it is marked as {what}"

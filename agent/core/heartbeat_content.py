@@ -104,7 +104,9 @@ def encode_within(content: Heartbeat, limit_bytes: int = heartbeat.HEARTBEAT_MAX
     payload = _encode_with(content, containers, disks)
     if len(payload) <= limit_bytes:
         return payload
-    containers = tuple(msgspec.structs.replace(item, image_id="", container_id="") for item in containers)
+    containers = tuple(
+        msgspec.structs.replace(item, image_id="", image_digest="", container_id="") for item in containers
+    )
     containers = tuple(sorted(containers, key=lambda item: item.state in _AS_IT_SHOULD_BE))
     while True:
         payload = _encode_with(content, containers, disks)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+READ_ONLY = frozenset({"ro", "emergency_ro", "shutdown"})
+
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
@@ -19,7 +21,9 @@ class Mounted:
 
     @property
     def read_only(self) -> bool:
-        return "ro" in self.options
+        """Also when the file system itself takes no more writes: since Linux 6.15 an ext4 that saw an error, or was
+        shut down, says so in words of its own, and the mount's flag stays as it was."""
+        return not READ_ONLY.isdisjoint(self.options)
 
 
 def parse(text: str) -> tuple[Mounted, ...]:

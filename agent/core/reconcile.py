@@ -364,7 +364,7 @@ def _pull(situation: Situation, name: ContainerName, text: str) -> tuple[Action,
     memory, spec = situation.memory(name), situation.specs[name]
     if situation.now < memory.not_before:
         return None
-    return Pull(name, spec.image, spec.pull_policy), text
+    return Pull(name, spec.image, spec.pull_policy, spec.pin), text
 
 
 def _stop(situation: Situation, seen: ActualContainer, why: Reason) -> Stop:

@@ -75,6 +75,7 @@ def _of_wanted(situation: Situation, spec: ContainerSpec) -> ContainerReport:
         exit_code=memory.exit_code,
         spec_hash=seen.spec_hash if seen else "",
         image_id=seen.image_id if seen else "",
+        image_digest=seen.image_digest if seen else "",
         container_id=seen.container_id[:12] if seen else "",
         detail=detail,
     )

@@ -24,6 +24,7 @@ from healthmonitor.channels.channel import (
     ChannelUnavailable,
     Item,
     Notification,
+    NotTrusted,
     Receipt,
     Transition,
 )
@@ -91,6 +92,13 @@ class AlertmanagerChannel:
         if unavailable:
             raise ChannelUnavailable(failed, min(each.retry_after_seconds for each in unavailable))
         raise ChannelRefused(failed)
+
+    async def reach(self) -> None:
+        """One that is not trusted is told first; one of several that is there is enough."""
+        found = await asyncio.gather(*(http.reach(url, "urls") for url, http in self._posts), return_exceptions=True)
+        failed = sorted((each for each in found if each is not None), key=lambda each: not isinstance(each, NotTrusted))
+        if failed and (isinstance(failed[0], NotTrusted) or len(failed) == len(found)):
+            raise failed[0]
 
     async def close(self) -> None:
         for _, http in self._posts:

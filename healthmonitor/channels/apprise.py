@@ -65,6 +65,9 @@ class AppriseChannel:
         self._taken.forget(notification.id)
         return Receipt(f"taken by {', '.join(each.shown for each in self._services)}")
 
+    async def reach(self) -> None:
+        return None  # which server it is, only Apprise knows
+
     async def close(self) -> None:
         return None
 

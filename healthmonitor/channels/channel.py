@@ -16,7 +16,16 @@ from typing import Protocol
 
 from healthmonitor.core.notifying.notification import Item, Notification, Transition
 
-__all__ = ["Channel", "ChannelRefused", "ChannelUnavailable", "Item", "Notification", "Receipt", "Transition"]
+__all__ = [
+    "Channel",
+    "ChannelRefused",
+    "ChannelUnavailable",
+    "Item",
+    "NotTrusted",
+    "Notification",
+    "Receipt",
+    "Transition",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +47,23 @@ class ChannelRefused(Exception):
     """Will not be delivered however often it is tried; the text says why and what to do."""
 
 
+class NotTrusted(ChannelUnavailable):
+    """The server is there, and its certificate is not trusted. `option`: what names the server in the configuration."""
+
+    def __init__(self, message: str, option: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
 class Channel(Protocol):
     @property
     def name(self) -> str: ...
 
     async def deliver(self, notification: Notification) -> Receipt: ...
+
+    async def reach(self) -> None:
+        """Returns when its server is there and trusted, or when there is none to ask; nothing is sent. Raises
+        ChannelUnavailable."""
+        ...
 
     async def close(self) -> None: ...

@@ -26,9 +26,17 @@ import aiosmtplib
 import structlog
 
 from healthmonitor.channels import options as option
-from healthmonitor.channels.channel import ChannelRefused, ChannelUnavailable, Notification, Receipt, Transition
+from healthmonitor.channels.channel import (
+    ChannelRefused,
+    ChannelUnavailable,
+    Notification,
+    NotTrusted,
+    Receipt,
+    Transition,
+)
 from healthmonitor.channels.options import ChannelType, Sources
 from healthmonitor.channels.partial import Taken
+from healthmonitor.channels.reach import distrust
 from healthmonitor.channels.rendering import hashed, html_text, one_line, plain_text, subject_line
 from healthmonitor.channels.secret import Secret, hide
 from healthmonitor.core.addresses import is_loopback
@@ -83,6 +91,21 @@ class EmailChannel:
         log.error("email.recipient_refused", channel=self._name, refused=self._list(refused), next="look at `to`")
         return Receipt(f"{self._where}: {said}; refused for {self._list(refused)}")
 
+    async def reach(self) -> None:
+        """As far as TLS: neither login nor mail."""
+        client = self._client(self._trust)
+        try:
+            await client.connect()
+        except (aiosmtplib.SMTPException, OSError, ValueError) as error:
+            wrong = distrust(error)
+            if wrong is None:
+                raise ChannelUnavailable(f"{self._where}: {self._clean(str(error)) or type(error).__name__}") from None
+            advice = "; name its authority with ca_file"
+            text = f"the certificate of {self._where} is not trusted: {wrong.verify_message}{advice}"
+            raise NotTrusted(self._clean(text), "host") from None
+        finally:
+            client.close()
+
     async def close(self) -> None:
         return None  # every mail has a connection of its own
 
@@ -119,15 +142,7 @@ class EmailChannel:
         self, content: bytes, recipients: list[str]
     ) -> tuple[Mapping[str, aiosmtplib.SMTPResponse], str]:
         settings = self._settings
-        client = aiosmtplib.SMTP(
-            hostname=settings.host,
-            port=settings.port,
-            local_hostname=settings.hello,
-            timeout=settings.timeout_seconds,
-            use_tls=settings.tls == "implicit",
-            start_tls=settings.tls == "starttls",
-            tls_context=self._trust,
-        )
+        client = self._client(self._trust)
         try:
             await client.connect()
             if settings.password is not None:
@@ -136,6 +151,18 @@ class EmailChannel:
             return refused, self._clean(said)
         finally:
             client.close()  # without QUIT: the server has said all that counts
+
+    def _client(self, trust: ssl.SSLContext) -> aiosmtplib.SMTP:
+        settings = self._settings
+        return aiosmtplib.SMTP(
+            hostname=settings.host,
+            port=settings.port,
+            local_hostname=settings.hello,
+            timeout=settings.timeout_seconds,
+            use_tls=settings.tls == "implicit",
+            start_tls=settings.tls == "starttls",
+            tls_context=trust,
+        )
 
     def _answered(self, error: aiosmtplib.SMTPResponseException, advice: str) -> Exception:
         text = f"{self._where} answered {error.code} {self._clean(error.message)}"

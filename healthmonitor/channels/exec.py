@@ -3,7 +3,9 @@
 The line has the keys of a BOSH health monitor's alert (kind, id, severity, category, title, summary, source,
 deployment, created_at), so that plugins written for it run unchanged, and ours beside them.
 
-Laws: a line is delivered when the operating system has taken all of it for the child. A child that has ended is started
+Laws: a line is delivered when the operating system has taken all of it for the child; with `acknowledge`, when the
+child has said `ok ID` for it on its standard output, and one that ends or is silent before that gets the lines it has
+not acknowledged again. A child that has ended is started
 again for the next notification, with growing gaps when it keeps ending; one that does not read in time has perhaps half
 a line, so it is killed. The child gets no variable of the monitor's environment that is not named: secrets live there.
 """
@@ -26,11 +28,14 @@ from healthmonitor.channels import options as option
 from healthmonitor.channels.channel import ChannelUnavailable, Item, Notification, Receipt
 from healthmonitor.channels.event import VERSION, deployment_of, head_values, item_values
 from healthmonitor.channels.options import ChannelType, Option, Sources
+from healthmonitor.channels.partial import Taken
 from healthmonitor.channels.rendering import ITEMS_IN_TABLE, block, one_line
 from healthmonitor.core.records import Severity
 
 log = structlog.get_logger("channel.exec")
 
+ACKNOWLEDGED = "ok"
+"""`ok ID` on the child's standard output."""
 STOP_SECONDS = 5.0
 RESTART_FIRST_SECONDS = 1.0
 RESTART_LONGEST_SECONDS = 60.0
@@ -43,6 +48,7 @@ class ExecSettings:
     command: tuple[str, ...]
     environment: Mapping[str, str]
     timeout_seconds: float = 10.0
+    acknowledge: bool = False
 
 
 class ExecChannel:
@@ -53,6 +59,7 @@ class ExecChannel:
         self._started_at = 0.0  # the loop's clock
         self._gap_seconds = 0.0
         self._closed = False
+        self._acknowledged = Taken()
         self._one_at_a_time = asyncio.Lock()
 
     @property
@@ -63,25 +70,55 @@ class ExecChannel:
         return f"ExecChannel({self._name})"
 
     async def deliver(self, notification: Notification) -> Receipt:
-        found = lines(notification)
+        has_it = self._acknowledged.by(notification.id)
+        found = [each for each in lines(notification) if each["id"] not in has_it]
         payload = "".join(json.dumps(each) + "\n" for each in found).encode()
+        waiting = {each["id"] for each in found} if self._settings.acknowledge else set()
         async with self._one_at_a_time:
             child = await self._running()
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
-                    await _write(child, payload)
+                    async with asyncio.TaskGroup() as both:  # a child may answer before it has read all
+                        both.create_task(_write(child, payload))
+                        both.create_task(self._heed(child, notification.id, waiting))
             except TimeoutError:
                 await self._end(child, ask=False)
+                what = f"acknowledge {len(waiting)} of {len(found)} lines" if waiting else "read"
                 raise ChannelUnavailable(
-                    f"{self._words} did not read within {self._settings.timeout_seconds:g} s and was stopped"
+                    f"{self._words} did not {what} within {self._settings.timeout_seconds:g} s and was stopped"
                 ) from None
-            except OSError:
+            except ExceptionGroup as errors:
+                if errors.split(OSError)[1] is not None:
+                    raise
                 await self._end(child)
-                raise ChannelUnavailable(f"{self._words} {_how(child)} before it had read all") from None
+                what = "acknowledged" if self._settings.acknowledge else "read"
+                raise ChannelUnavailable(f"{self._words} {_how(child)} before it had {what} all") from None
             except asyncio.CancelledError:
                 await self._end(child, ask=False)  # perhaps half a line is written
                 raise
-        return Receipt(f"{len(found)} lines to process {child.pid}")
+        self._acknowledged.forget(notification.id)
+        said = ", each acknowledged" if self._settings.acknowledge else ""
+        return Receipt(f"{len(found)} lines to process {child.pid}{said}")
+
+    async def reach(self) -> None:
+        return None  # the child is started with the first notification
+
+    async def _heed(self, child: asyncio.subprocess.Process, notification_id: str, waiting: set[str]) -> None:
+        """Takes out of `waiting` what the child acknowledges; returns when nothing is left in it. Anything else that
+        it says is passed over."""
+        while waiting:
+            if child.stdout is None:
+                raise BrokenPipeError
+            try:
+                line = await child.stdout.readline()
+            except ValueError:  # a line longer than the reader's limit: it is no acknowledgement
+                continue
+            if not line:
+                raise BrokenPipeError
+            word, _, line_id = line.decode("utf-8", "replace").strip().partition(" ")
+            if word == ACKNOWLEDGED and line_id in waiting:
+                waiting.discard(line_id)
+                self._acknowledged.add(notification_id, {line_id})
 
     async def close(self) -> None:
         self._closed = True
@@ -114,7 +151,7 @@ class ExecChannel:
             self._child = await asyncio.create_subprocess_exec(
                 *self._settings.command,
                 stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if self._settings.acknowledge else asyncio.subprocess.DEVNULL,
                 env=dict(self._settings.environment),
                 start_new_session=True,  # so that what it starts ends with it
             )
@@ -205,6 +242,12 @@ def _read_command(value: Any, sources: Sources) -> tuple[str, ...]:
     return (found, *value[1:])
 
 
+def _read_acknowledge(value: Any, sources: Sources) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false")
+    return value
+
+
 def _read_environment(value: Any, sources: Sources) -> dict[str, str]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError("expected a list of names of variables")
@@ -216,7 +259,7 @@ def _read_environment(value: Any, sources: Sources) -> dict[str, str]:
 
 def _make(name: str, values: Mapping[str, Any], sources: Sources) -> ExecChannel:
     environment = {"PATH": sources.environment.get("PATH", os.defpath), "LANG": "C.UTF-8", **values["environment"]}
-    return ExecChannel(name, ExecSettings(values["command"], environment, values["timeout"]))
+    return ExecChannel(name, ExecSettings(values["command"], environment, values["timeout"], values["acknowledge"]))
 
 
 EXEC = ChannelType(
@@ -226,6 +269,8 @@ EXEC = ChannelType(
                "none", required=True),
         Option("environment", "list of names", "variables of the monitor's environment that it gets; PATH it has",
                _read_environment, {}),
+        Option("acknowledge", "true or false", "whether a line is delivered only when the program has said `ok ID`",
+               _read_acknowledge, False, "`false`"),
         option.timeout(10.0),
     ),
     _make,

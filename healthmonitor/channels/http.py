@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import os
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httpx
 
-from healthmonitor.channels.channel import ChannelRefused, ChannelUnavailable
+from healthmonitor.channels.channel import ChannelRefused, ChannelUnavailable, NotTrusted
+from healthmonitor.channels.reach import distrust, greet
 from healthmonitor.channels.rendering import one_line
 from healthmonitor.channels.secret import Secret, hide
 from healthmonitor.version import VERSION
@@ -58,8 +62,10 @@ class HttpPost:
         self._unix_time = unix_time
         self._secrets = secrets
         # trust_env=False: a proxy, or a .netrc with a password, is used when the configuration says so.
+        self._trust = trust if trust is not None else ssl.create_default_context()
+        self._proxy = proxy
         self._client = httpx.AsyncClient(
-            verify=trust if trust is not None else ssl.create_default_context(),
+            verify=self._trust,
             proxy=proxy,
             trust_env=False,
             follow_redirects=False,
@@ -86,6 +92,22 @@ class HttpPost:
         if reply.status in _AGAIN or reply.status >= 500:
             raise self._unavailable(f"answered {reply.said}", retry_after)
         raise ChannelRefused(f"{self._shown_url} answered {reply.said}{_advice(reply.status)}")
+
+    async def reach(self, url: str, option: str) -> None:
+        """See `Channel.reach`. What lies behind a proxy is not asked: only the proxy could."""
+        parts = urlsplit(url)
+        if self._proxy is not None or not parts.hostname:
+            return
+        secure = parts.scheme == "https"
+        try:
+            await greet(parts.hostname, parts.port or (443 if secure else 80), self._trust if secure else None)
+        except (OSError, ValueError) as error:
+            wrong = distrust(error)
+            if wrong is not None:
+                why = wrong.verify_message.replace(parts.hostname, "the server")
+                text = f"the certificate of {self._shown_url} is not trusted: {why}; name its authority with ca_file"
+                raise NotTrusted(one_line(hide(text, self._secrets)), option) from None
+            raise self._unavailable(f"cannot be reached: {_why_not(error)}") from None
 
     def unavailable(self, text: str) -> ChannelUnavailable:
         return self._unavailable(text)
@@ -116,6 +138,14 @@ class HttpPost:
 
     def _unavailable(self, text: str, retry_after_seconds: float = 0.0) -> ChannelUnavailable:
         return ChannelUnavailable(one_line(hide(f"{self._shown_url} {text}", self._secrets)), retry_after_seconds)
+
+
+def _why_not(error: OSError | ValueError) -> str:
+    """Without asyncio's own texts: they hold the address, which may be a secret."""
+    if isinstance(error, socket.gaierror):
+        return "its name is not known"
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number is not None and number > 0 else type(error).__name__
 
 
 def _connect_text(error: httpx.ConnectError) -> str:

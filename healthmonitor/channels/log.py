@@ -45,6 +45,9 @@ class LogChannel:
             )
         return Receipt(f"{max(1, len(notification.items))} lines written")
 
+    async def reach(self) -> None:
+        return None  # it is this process
+
     async def close(self) -> None:
         return None
 

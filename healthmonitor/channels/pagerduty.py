@@ -82,6 +82,9 @@ class PagerDutyChannel:
             raise self._http.unavailable(f"answered what PagerDuty does not answer: {reply.said}")
         return Receipt(reply.said)
 
+    async def reach(self) -> None:
+        await self._http.reach(self._settings.url, "url")
+
     async def close(self) -> None:
         await self._http.close()
 

@@ -84,7 +84,7 @@ def plain_text(notification: Notification) -> str:
     lines.append("-- ")
     lines.append(_footer(notification))
     if notification.link:
-        lines.append(one_line(notification.link))
+        lines.append(one_line(notification.link, 2000))
     return "\n".join(lines) + "\n"
 
 

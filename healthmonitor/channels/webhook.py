@@ -38,6 +38,7 @@ class WebhookSettings:
 
     url: Secret
     url_shown: str
+    url_option: str = "url"
     method: str = "POST"
     key: Secret | None = None
     headers: Mapping[str, str | Secret] = field(default_factory=dict)
@@ -84,6 +85,9 @@ class WebhookChannel:
             headers[SIGNATURE_HEADER] = signature(settings.key, timestamp, content)
         reply = await self._http.post(settings.url.reveal(), content, headers, settings.method)
         return Receipt(reply.said)
+
+    async def reach(self) -> None:
+        await self._http.reach(self._settings.url.reveal(), self._settings.url_option)
 
     async def close(self) -> None:
         await self._http.close()
@@ -168,6 +172,7 @@ def _make(name: str, values: Mapping[str, Any], sources: Sources) -> WebhookChan
     settings = WebhookSettings(
         url=hidden or Secret(values["url"]),
         url_shown="the secret address" if hidden else values["url"],
+        url_option="secret_url_file" if hidden else "url",
         method=values["method"],
         key=values["signing_key"],
         headers=values["headers"],

@@ -13,7 +13,11 @@ import typer
 from healthmonitor.cli.commands_act import act, fence, meltdown, resurrection
 from healthmonitor.cli.commands_alert import alert, silence
 from healthmonitor.cli.commands_deploy import deploying
+from healthmonitor.cli.commands_disks import disks
+from healthmonitor.cli.commands_image import image
 from healthmonitor.cli.commands_look import look
+from healthmonitor.cli.commands_maintenance import maintenance
+from healthmonitor.cli.commands_monitor import monitor
 from healthmonitor.cli.commands_site import site_commands
 from healthmonitor.cli.commands_stemcell import stemcell
 from healthmonitor.cli.failures import EXIT_CODES_HELP, CliFailure, ExitCode
@@ -58,11 +62,15 @@ def _resurgam(
 for commands in (site_commands, deploying, look, act):
     app.registered_commands.extend(commands.registered_commands)
 app.add_typer(stemcell, name="stemcell")
+app.add_typer(image, name="image")
 app.add_typer(alert, name="alert")
 app.add_typer(silence, name="silence")
+app.add_typer(maintenance, name="maintenance")
 app.add_typer(fence, name="fence")
 app.add_typer(resurrection, name="resurrection")
 app.add_typer(meltdown, name="meltdown")
+app.add_typer(monitor, name="monitor")
+app.add_typer(disks, name="disks")
 
 
 def run(arguments: Sequence[str], open_session: OpenSession = Session) -> int:

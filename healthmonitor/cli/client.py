@@ -18,6 +18,9 @@ CONNECT_SECONDS = 3.0
 REPLY_SECONDS = 60.0
 """The slowest replies are those that ask an agent (logs), which has 30 s."""
 
+UPLOAD_SECONDS = 600.0
+"""After its last byte a blob is checked and written to the bus before the reply."""
+
 _CODES = {400: ExitCode.USAGE, 401: ExitCode.NOT_ALLOWED, 403: ExitCode.NOT_ALLOWED, 404: ExitCode.USAGE}
 _CODES |= {413: ExitCode.USAGE, 422: ExitCode.USAGE, 503: ExitCode.UNREACHABLE}
 
@@ -47,6 +50,18 @@ class ApiClient:
 
     def put(self, path: str, body: Any) -> Any:
         return self._call("PUT", path, body=body)
+
+    def upload(self, path: str, content: Iterator[bytes], size_bytes: int) -> Any:
+        """A body that is not held in memory. Waits for the server's disk as long as it takes, in steps."""
+        timeout = httpx.Timeout(UPLOAD_SECONDS, connect=CONNECT_SECONDS)
+        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        try:
+            reply = self._http.put(path, content=content, headers=headers, timeout=timeout)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+        if reply.status_code >= 400:
+            raise _failure(reply)
+        return reply.json()
 
     def delete(self, path: str, **query: str | int | float | bool) -> Any:
         return self._call("DELETE", path, query=query)

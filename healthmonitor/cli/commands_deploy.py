@@ -25,14 +25,26 @@ Follow = Annotated[
     bool, typer.Option("--follow/--no-follow", "-f", help="Show what happens, and end when it is done (or failed).")
 ]
 
-_STYLES = {"create": "green", "delete": "bold red", "recreate": "yellow", "restart": "yellow", "resize": "cyan"}
+Migrate = Annotated[
+    bool,
+    typer.Option("--migrate", help="Disks may be made smaller: copied to new ones, with containers stopped."),
+]
+
+_STYLES = {
+    "create": "green",
+    "delete": "bold red",
+    "recreate": "yellow",
+    "restart": "yellow",
+    "migrate": "yellow",
+    "resize": "cyan",
+}
 
 
 @deploying.command()
-def plan(context: typer.Context, file: File, var: Variables = None) -> None:
+def plan(context: typer.Context, file: File, var: Variables = None, migrate: Migrate = False) -> None:
     """Show what deploying FILE would change. Changes nothing."""
     session = session_of(context)
-    reply = session.api.post("/v1/plan", upload(file, var or []))
+    reply = session.api.post("/v1/plan", {**upload(file, var or []), "migrate": migrate})
     if session.screen.as_json:
         session.screen.json(reply)
     else:
@@ -44,13 +56,14 @@ def deploy(
     context: typer.Context,
     file: File,
     var: Variables = None,
+    migrate: Migrate = False,
     yes: Yes = False,
     follow: Follow = False,
     because: Annotated[str, typer.Option("--because", help="Why; kept with the event.")] = "",
 ) -> None:
     """Make what FILE says so: shows the plan, asks, and rolls it out, canaries first."""
     session = session_of(context)
-    body = upload(file, var or [])
+    body = {**upload(file, var or []), "migrate": migrate}
     planned = session.api.post("/v1/plan", body)
     found = planned["plan"]
     if not session.screen.as_json:
@@ -88,7 +101,7 @@ def delete(
     """Delete a deployment: containers are stopped in order, VMs deleted, disks kept unless --disks."""
     session = session_of(context)
     name = session.deployment(deployment)
-    instances = [item for item in session.status()["instances"] if item["deployment"] == name]
+    instances = [item for item in session.status(name)["instances"] if item["deployment"] == name]
     rows = [_deletion_row(item, disks) for item in instances]
     session.screen.table(("instance", "vm", "disks"), rows)
     what = "and every disk, with all that is on them" if disks else "its disks are kept"

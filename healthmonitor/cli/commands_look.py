@@ -15,7 +15,7 @@ from healthmonitor.cli.events_view import COLUMNS, date_and_time, event_line, ev
 from healthmonitor.cli.failures import CliFailure, ExitCode
 from healthmonitor.cli.screen import duration, parse_duration
 from healthmonitor.cli.session import Session, session_of
-from healthmonitor.cli.status_view import all_good, instance_view, only, status_view
+from healthmonitor.cli.status_view import SPARE_COLUMNS, all_good, instance_view, only, spare_row, status_view
 from healthmonitor.version import VERSION
 
 WATCH_SECONDS = 1.0
@@ -37,7 +37,7 @@ def status(
     if watch and session.screen.is_terminal and not session.screen.as_json:
         _watch(session, name)
         return
-    found = _narrowed(session.status(), name)
+    found = _narrowed(session.status(name), name)
     if session.screen.as_json:
         session.screen.json(found)
     elif strangers:
@@ -46,6 +46,20 @@ def status(
         session.screen.console.print(_drawn(found, name, session))
     if check and not all_good(found):
         raise CliFailure("not everything is as it should be", ExitCode.HELD_BACK, "resurgam incidents")
+
+
+@look.command()
+def spares(context: typer.Context) -> None:
+    """VMs that are booted before anybody needs them."""
+    session = session_of(context)
+    found = session.status()["spares"]
+    if session.screen.as_json:
+        session.screen.json(found)
+    elif not found:
+        session.screen.say("there are no spare VMs; `spares: {CLOUD: 1}` in the monitor's configuration asks for them")
+    else:
+        now = time.time()
+        session.screen.table(SPARE_COLUMNS, [spare_row(item, now) for item in found])
 
 
 @look.command()
@@ -180,7 +194,7 @@ def _watch(session: Session, name: str) -> None:
     with Live(console=session.screen.console, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                drawn = _drawn(_narrowed(session.status(), name), name, session)
+                drawn = _drawn(_narrowed(session.status(name), name), name, session)
             except CliFailure as failure:
                 if failure.code is not ExitCode.UNREACHABLE:
                     raise

@@ -19,6 +19,7 @@ from healthmonitor.cli.screen import Screen
 from healthmonitor.cli.session import session_of
 from healthmonitor.cli.site import POWERED_OFF, LocalSite, Ports, write_token
 from healthmonitor.embedded_nats import EmbeddedNats, write_private
+from healthmonitor.nats_cluster import BadCluster, ClusterNats, TlsFiles, parse_machines
 from healthmonitor.shipped import NotShipped, systemd_units
 
 STATE_DIRECTORY = Path("/var/lib/resurgam")
@@ -101,12 +102,24 @@ def down(
 
 
 @site_commands.command()
-def init(context: typer.Context) -> None:
-    """Write a commented configuration for a machine where systemd runs the monitor (/etc/resurgam, or --dir)."""
+def init(
+    context: typer.Context,
+    cluster: Annotated[
+        str, typer.Option(metavar="HOST,HOST,HOST", help="Three machines, each with a nats-server: HOST or HOST:PORT.")
+    ] = "",
+    this: Annotated[str, typer.Option(metavar="HOST", help="Which of them this machine is.")] = "",
+    tls: Annotated[
+        Path | None, typer.Option(help="A directory with ca.pem, cert.pem and key.pem of this machine.")
+    ] = None,
+) -> None:
+    """Write a commented configuration for a machine where systemd runs the monitor (/etc/resurgam, or --dir).
+
+    With --cluster for one of three machines that survive the loss of any: run it on each, with the same passwords.
+    """
     session = session_of(context)
     directory = (session.directory_option or SYSTEM_DIRECTORY).absolute()
     state = STATE_DIRECTORY if directory == SYSTEM_DIRECTORY else directory / "state"
-    nats = EmbeddedNats(state / "nats", 4222, directory / "nats.conf")
+    nats = bus_of(state / "nats", directory / "nats.conf", cluster, this, tls)
     did = []
     try:
         for place in (directory, state, state / "nats", state / "clouds", state / "stemcells"):
@@ -135,8 +148,24 @@ def init(context: typer.Context) -> None:
     for line in did:
         session.screen.say(line)
     session.screen.say()
-    for line in _next_steps(configuration):
+    for line in _next_steps(configuration, nats):
         session.screen.say(line)
+
+
+def bus_of(
+    directory: Path, configuration: Path, cluster: str, this: str, tls: Path | None
+) -> EmbeddedNats | ClusterNats:
+    """The bus of this machine alone, or its part of a cluster."""
+    if not cluster:
+        if this or tls is not None:
+            raise CliFailure("--this and --tls belong to --cluster", ExitCode.USAGE)
+        return EmbeddedNats(directory, 4222, configuration)
+    try:
+        machines, number = parse_machines(cluster, this)
+    except BadCluster as error:
+        raise CliFailure(str(error), ExitCode.USAGE, "--cluster HOST,HOST,HOST --this HOST") from None
+    files = None if tls is None else TlsFiles(*(tls.absolute() / name for name in ("ca.pem", "cert.pem", "key.pem")))
+    return ClusterNats(directory, configuration, machines, number, files)
 
 
 def writer(
@@ -183,14 +212,20 @@ def _rise_again(site: LocalSite, screen: Screen, url: str) -> None:
     screen.say(f"{count} VMs that `down` had switched off are being rebuilt with their disks")
 
 
-def _next_steps(configuration: Path) -> list[str]:
+def _next_steps(configuration: Path, nats: EmbeddedNats | ClusterNats) -> list[str]:
     try:
         units = systemd_units()
     except NotShipped as error:
         raise CliFailure(str(error)) from None
     systemctl = shutil.which("systemctl") or "systemctl"
+    first = []
+    if isinstance(nats, ClusterNats) and nats.this == 0:
+        first = [f"  0. copy {nats.directory}/*.password to the other two machines before `resurgam init` there"]
+    elif isinstance(nats, ClusterNats):
+        first = [f"  0. the files {nats.directory}/*.password must be the same as on {nats.machines[0].host}"]
     return [
         "next:",
+        *first,
         f"  1. read {configuration}, and name your clouds there",
         f"  2. copy resurgam-nats.service and resurgam-healthmonitor.service from {units} to /etc/systemd/system",
         f"  3. {systemctl} daemon-reload && {systemctl} enable --now resurgam-nats resurgam-healthmonitor",

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from healthmonitor.embedded_nats import AGENT_USER, MONITOR_USER, SYSTEM_USER, EmbeddedNats
+from healthmonitor.nats_cluster import ClusterNats
 
 
 def local_site(
@@ -41,7 +42,7 @@ clouds:
 """
 
 
-def real_machine(nats: EmbeddedNats, directory: Path, state: Path) -> str:
+def real_machine(nats: EmbeddedNats | ClusterNats, directory: Path, state: Path) -> str:
     """A machine that systemd runs it on."""
     return f"""# The health monitor's configuration.
 # Check it:        resurgam-healthmonitor --check --config {directory}/healthmonitor.yml
@@ -50,11 +51,11 @@ def real_machine(nats: EmbeddedNats, directory: Path, state: Path) -> str:
 
 # site: a heartbeat every 5 s, a VM is missing after 15 s. small: 2 s and 6 s, for up to some 50 VMs.
 preset: site
-monitor: hm # this monitor's name; a second one needs another
+monitor: {nats.monitor_name} # this monitor's name; a second one needs another
 state_dir: {state}
 
-# The bus: the nats-server that `systemctl start resurgam-nats` runs on this machine. A cluster of three is named by its
-# three urls, with `replicas: 3`.
+# The bus: the nats-server that `systemctl start resurgam-nats` runs on this machine, or on each of three
+# (docs/cluster.md).
 {_bus(nats)}
 http:
   listen: 127.0.0.1:25923 # the API, for the resurgam command; another address needs the token, and should be behind TLS
@@ -81,14 +82,18 @@ clouds:
 """
 
 
-def _bus(nats: EmbeddedNats) -> str:
+def _bus(nats: EmbeddedNats | ClusterNats) -> str:
+    urls = ", ".join(json.dumps(url) for url in nats.urls)
+    more = f"  ca_file: {_quoted(nats.ca)}\n" if nats.ca is not None else ""
+    if nats.replicas > 1:
+        more += f"  replicas: {nats.replicas} # what is acknowledged is on the disks of a majority\n"
     return f"""bus:
-  urls: [{nats.url}]
+  urls: [{urls}]
   user: {MONITOR_USER}
   password_file: {_quoted(nats.password_path(MONITOR_USER))}
   system_user: {SYSTEM_USER} # hears at once when an agent's connection ends
   system_password_file: {_quoted(nats.password_path(SYSTEM_USER))}
-
+{more}
 # What agents are told. VMs elsewhere need the bus's address as they see it: bus_urls: ["tls://bus.example:4222"]
 agents:
   user: {AGENT_USER}

@@ -22,7 +22,7 @@ HELD_SECONDS = 5.0
 UNREACHABLE_SECONDS = 20.0
 GIVE_UP_SECONDS = 3600.0
 
-SHOWN = ("operation.", "rollout.", "deployment.", "incident.", "container.", "vm.", "fence.")
+SHOWN = ("operation.", "disk.", "rollout.", "deployment.", "incident.", "container.", "vm.", "fence.")
 
 
 def last_sequence(session: Session) -> int:

@@ -42,11 +42,13 @@ class Session:
             self._client = ApiClient(place.url, place.token, self.transport)
         return self._client
 
-    def status(self) -> Any:
-        return self.api.get("/v1/status")
+    def status(self, name: str = "") -> Any:
+        """`name`: of a deployment, or of an instance in full: then its instances are all listed, however many others
+        there are."""
+        return self.api.get("/v1/status", name=name) if name else self.api.get("/v1/status")
 
     def instance(self, text: str) -> str:
-        return find_instance(text, [item["instance"] for item in self.status()["instances"]])
+        return find_instance(text, [item["instance"] for item in self.status(text)["instances"]])
 
     def deployment(self, text: str) -> str:
         return find_deployment(text, [item["name"] for item in self.status()["deployments"]])

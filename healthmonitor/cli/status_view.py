@@ -9,9 +9,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from healthmonitor.cli.events_view import clock, date_and_time
+from healthmonitor.cli.monitors_view import leader_line, others_line
 from healthmonitor.cli.screen import duration, make_table, plain_table, toned
 
 INSTANCE_COLUMNS = ("instance", "state", "verdict", "vm", "containers", "operation")
+SPARE_COLUMNS = ("spare", "state", "verdict", "vm", "kind", "age", "images", "why")
 CONTAINER_COLUMNS = ("container", "state", "since", "restarts", "why")
 
 Lines = list[RenderableType]
@@ -25,20 +27,28 @@ def status_view(status: Mapping[str, Any], now: float, on_terminal: bool) -> Ren
     if status["instances"]:
         lines.append(Text())
         lines.append(_table(INSTANCE_COLUMNS, [instance_row(item, now) for item in status["instances"]], on_terminal))
+        if left_out := status.get("instances_left_out", 0):
+            lines.append(Text(f"… and {left_out} more: `resurgam status DEPLOYMENT`", style="dim"))
     else:
         lines.append(Text("nothing is deployed yet: `resurgam deploy FILE`", style="dim"))
+    if status["spares"]:
+        lines += [Text(), spares_line(status["spares"])]
     lines += attention_lines(status)
     return Group(*lines)
 
 
 def head_lines(status: Mapping[str, Any], now: float) -> Lines:
-    """What holds for everything. Silent about what is as it should be."""
+    """Who leads, and what holds for everything; silent about what is as it should be."""
     monitor, switches = status["monitor"], status["switches"]
-    lines: Lines = []
+    lines: Lines = [leader_line(monitor)]
+    if (others := others_line(status["monitors"])) is not None:
+        lines.append(others)
     if not monitor["bus_connected"]:
         lines.append(Text("The monitor has lost the bus: it can neither hear nor act.", style="bold red"))
     if not monitor["leader"]:
         lines.append(Text(f"This monitor watches; {monitor['leader_id'] or 'nobody'} leads and acts.", style="yellow"))
+    for error in status["unreadable"]:
+        lines.append(Text(f"Unreadable: {error}", style="bold red"))
     if monitor["cannot_tell"]:
         lines.append(Text(f"Cannot tell: {monitor['cannot_tell']}", style="yellow"))
     if not switches["configured"]:
@@ -91,6 +101,30 @@ def instance_row(item: Mapping[str, Any], now: float) -> tuple[str | Text, ...]:
     )
 
 
+def spares_line(spares: Sequence[Mapping[str, Any]]) -> Text:
+    ready = sum(1 for spare in spares if spare["state"] == "ready")
+    others = [spare for spare in spares if spare["state"] != "ready"]
+    line = Text.assemble((f"{ready} spare VM{'' if ready == 1 else 's'}", "bold"), " ready")
+    for state in sorted({spare["state"] for spare in others}):
+        line.append(f", {sum(1 for spare in others if spare['state'] == state)} {state}", style="cyan")
+    if any(spare["error"] for spare in spares):
+        line.append("; not all is as it should be: `resurgam spares`", style="yellow")
+    return line
+
+
+def spare_row(spare: Mapping[str, Any], now: float) -> tuple[str | Text, ...]:
+    return (
+        Text(spare["key"], style="bold"),
+        toned(spare["state"], "bad" if spare["error"] else "good" if spare["state"] == "ready" else "busy"),
+        spare["verdict"].replace("_", " "),
+        spare["vm_cid"] or "(being made)",
+        f"{spare['cloud']}: {spare['stemcell']}, {spare['cpus']} CPU, {spare['memory_mib']} MiB",
+        duration(max(0.0, now - spare["made_at"])),
+        str(len(spare["images"])),
+        spare["error"] or (f"taken by {spare['taken_by']}" if spare["taken_by"] else "-"),
+    )
+
+
 def vm_words(item: Mapping[str, Any]) -> str:
     vm = item["vm"]
     return f"{vm['vm_cid'] or '(being made)'} (gen {item['generation']})" if vm else "-"
@@ -100,6 +134,9 @@ def operation_words(operation: Mapping[str, Any] | None, now: float) -> str:
     if operation is None:
         return "-"
     words = f"{operation['kind']}: {operation['step']}"
+    progress = operation.get("progress")  # of an older monitor: none
+    if progress and progress["bytes_total"]:
+        words += f" {100.0 * progress['bytes_done'] / progress['bytes_total']:.0f} %"
     if operation["hold"]:
         words += f" [{operation['hold']}]"
     if operation["next_try_at"] > now:
@@ -139,7 +176,12 @@ def instance_view(item: Mapping[str, Any], now: float, on_terminal: bool) -> Ren
     lines += [Text(f"  {name:<9} {value}") for name, value in facts]
     for disk in item["disks"]:
         used = f", {disk['percent']:.0f} % used" if disk["percent"] is not None else ""
-        note = f" ({disk['detail']})" if disk["detail"] else ""
+        if disk.get("inode_percent") is not None:
+            used += f", {disk['inode_percent']:.0f} % of its inodes"
+        if disk.get("full_in_seconds") is not None:
+            used += f", full in {duration(disk['full_in_seconds'])} at its present growth"
+        said = "; ".join(text for text in (disk["detail"], disk.get("waits", ""), disk.get("grows", "")) if text)
+        note = f" ({said})" if said else ""
         lines.append(
             Text(f"  disk      {disk['name']}: {disk['cid'] or '(not made)'}, {disk['size_mib']} MiB{used}{note}")
         )
@@ -168,6 +210,8 @@ def container_row(container: Mapping[str, Any]) -> tuple[str | Text, ...]:
 def operation_lines(operation: Mapping[str, Any], now: float) -> Lines:
     lines: Lines = [Text(f"operation {operation['id']}: {operation_words(operation, now)}", style="bold")]
     lines.append(Text(f"  because   {operation['reason']}"))
+    if operation.get("progress"):
+        lines.append(Text(f"  progress  {operation['progress']['text']}"))
     for timing in operation["timings"]:
         note = f"  {timing['note']}" if timing["note"] else ""
         lines.append(

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from healthmonitor.core.disk_changes import DiskAbilities
 from protocol.ids import CloudName, DiskCid, VmCid
 from protocol.settings import AgentSettings
 
@@ -119,11 +120,50 @@ class DiskSummary:
     tags: Mapping[str, str]
 
 
+@runtime_checkable
+class Reshaping(Protocol):
+    """What a cloud may offer beside `Cloud`: to give a running VM, made before it was known for whom, what it lacks.
+    Where it is missing, a spare has to be made with everything, and keeps the tags it was made with."""
+
+    def lasting_properties(self, cloud_properties: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those that a VM has to be made with. Never raises: wrong ones are `create_vm`'s to refuse."""
+        ...
+
+    async def reshape_vm(self, vm: VmCid, cloud_properties: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """The other properties, and other tags. May be repeated. VmNotFound, CloudRefused, CloudUnavailable."""
+        ...
+
+
+@runtime_checkable
+class Snapshotting(Protocol):
+    """What a cloud may offer beside `Cloud`, and says so in `disk_abilities`."""
+
+    @property
+    def disk_abilities(self) -> DiskAbilities: ...
+
+    async def snapshot_disk(self, disk: DiskCid, request: DiskRequest) -> DiskCid:
+        """A disk of its own with what `disk` held at one moment, also while a VM writes to it: as after a power cut.
+        Returns when all of it is there. The same key gives the same one; one that was begun is finished, or begun
+        anew. `request` says key and tags; size and properties are the disk's. DiskNotFound, CloudUnavailable (also
+        when it cannot be taken just now)."""
+        ...
+
+
+def snapshots_of(cloud: object) -> Snapshotting | None:
+    """The cloud, where it has snapshots."""
+    return cloud if isinstance(cloud, Snapshotting) and cloud.disk_abilities.snapshots else None
+
+
 class Cloud(Protocol):
     """One configured cloud. All calls are coroutines with a deadline of their own inside; none blocks the loop."""
 
     @property
     def name(self) -> CloudName: ...
+
+    @property
+    def disk_abilities(self) -> DiskAbilities:
+        """What this cloud can do with its disks."""
+        ...
 
     async def create_vm(self, request: VmRequest) -> VmCid: ...
 
@@ -165,7 +205,7 @@ class Cloud(Protocol):
         ...
 
     async def resize_disk(self, disk: DiskCid, size_mib: int) -> None:
-        """Grows it, online when attached to a running VM where that is possible. Smaller than it is: CloudRefused."""
+        """Grows it, attached or not as `disk_abilities` says. Smaller than it is: CloudRefused. DiskNotFound."""
         ...
 
     async def close(self) -> None:

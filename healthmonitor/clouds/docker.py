@@ -12,12 +12,10 @@ Does not know: instances; what runs inside.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import io
 import tarfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,15 +40,16 @@ from healthmonitor.clouds.cloud import (
     VmRequest,
     VmSummary,
 )
-from healthmonitor.clouds.docker_disks import DockerDisks
+from healthmonitor.clouds.docker_disks import DockerPlugs
+from healthmonitor.clouds.local_disks import LocalDisks
 from healthmonitor.clouds.local_store import LocalStore, Stage, Tombstone, VmRecord
+from healthmonitor.clouds.local_vms import CREATE_SECONDS, LOCK_SECONDS, LocalVms, deadline, require_fenced
 from healthmonitor.clouds.stemcell import Stemcell, load
+from healthmonitor.core.disk_changes import DiskAbilities, Growth
 from protocol.ids import CloudName, DiskCid, VmCid
 
 log = structlog.get_logger(__name__)
 
-LOCK_SECONDS = 30.0
-CREATE_SECONDS = 240.0
 CALL_SECONDS = 20.0
 OBSERVE_SECONDS = 3.0
 IMPORT_SECONDS = 180.0
@@ -59,6 +58,8 @@ POLL_SECONDS = 0.05
 LABEL_CLOUD = "org.resurgam.cloud"
 LABEL_VM = "org.resurgam.vm"
 LABEL_KEY = "org.resurgam.key"
+DISK_ABILITIES = DiskAbilities({"ext4": Growth.UNMOUNTED, "xfs": Growth.MOUNTED})
+"""A mounted ext4 grows only for who has SYS_RESOURCE, which is not given (docker_options.py)."""
 T = TypeVar("T")
 
 _POWER = {
@@ -86,7 +87,9 @@ class DockerCloud:
         self._name = name
         self._options = options
         self._store = LocalStore(options.directory)
-        self._disks = DockerDisks(self._store, self._pid)
+        self._vms = LocalVms(name, self._store)
+        self._plugs = DockerPlugs(self._store, self._pid)
+        self._disks = LocalDisks(self._store, self._plugs)
         self._forward = BusForward(options.directory)
         self._client: docker.APIClient | None = None
 
@@ -94,47 +97,25 @@ class DockerCloud:
     def name(self) -> CloudName:
         return self._name
 
+    @property
+    def disk_abilities(self) -> DiskAbilities:
+        return DISK_ABILITIES
+
     async def create_vm(self, request: VmRequest) -> VmCid:
         stemcell = load(self._options.stemcells, request.stemcell)
         if request.cloud_properties:
             raise CloudRefused(
                 f"unknown cloud_properties {', '.join(sorted(request.cloud_properties))}; none are known here"
             )
-        async with _deadline(f"creating {request.key}", CREATE_SECONDS):
-            async with self._store.locked("creation", LOCK_SECONDS):
-                record = self._store.vm_of_key(request.key)
-                if record is None:
-                    record = VmRecord(
-                        cid=self._store.new_vm_cid(request.key),
-                        key=request.key,
-                        name=request.name,
-                        stemcell=f"{stemcell.manifest.name}:{stemcell.manifest.digest}",
-                        cpus=request.cpus,
-                        memory_mib=request.memory_mib,
-                        tags=dict(request.tags),
-                    )
-                    await self._store.write_vm(record)
-            async with self._store.locked(record.cid, CREATE_SECONDS):
-                record = self._store.read_vm(record.cid) or record
-                if record.stage is Stage.CREATING:
-                    if self._store.read_proof(record.cid) is not None:
-                        raise CloudRefused(
-                            f"{record.cid} was fenced before it was complete; delete it, then create anew"
-                        )
-                    await self._complete(record, request)
-                    record = self._store.read_vm(record.cid) or record
-                    await self._store.write_vm(dataclasses.replace(record, stage=Stage.CREATED))
-        return record.cid
+        return await self._vms.create(request, stemcell, self._complete)
 
     async def find_vm(self, key: str) -> VmCid | None:
-        record = self._store.vm_of_key(key)
-        return record.cid if record is not None else None
+        return self._vms.find(key)
 
     async def observe(self, vm: VmCid) -> VmObservation:
         record = self._store.read_vm(vm)
         if record is None:
-            buried = self._store.read_tombstone(vm)
-            return VmObservation(Power.GONE, f"deleted; {buried.evidence}" if buried else f"no record of {vm}")
+            return self._vms.unrecorded(vm)
         try:
             state = await self._state(vm, OBSERVE_SECONDS)
         except CloudUnavailable as error:
@@ -158,17 +139,15 @@ class DockerCloud:
             return FenceProof(vm, proof.evidence)
         record = self._store.read_vm(vm)
         if record is None:
-            return Unfenced(
-                vm, f"{vm} is not known to cloud {self._name} on this machine; if it was made elsewhere, fence it there"
-            )
+            return self._vms.unknown(vm)
         try:
-            async with _deadline(f"fencing {vm}", FENCE_SECONDS):
+            async with deadline(f"fencing {vm}", FENCE_SECONDS):
                 await self._kill(vm)
                 async with self._store.locked(vm, FENCE_SECONDS):
                     state = await self._kill(vm)
                     if state is None and record.stage is Stage.CREATED:
                         raise CloudUnavailable(f"the engine has no container of {vm}, which it once ran")
-                    await self._disks.release_all(self._store.read_vm(vm) or record)
+                    await self._plugs.release_all(self._store.read_vm(vm) or record)
                     says = (
                         f"engine {await self._engine_id()} says {state['Status']}, no process"
                         if state
@@ -187,10 +166,8 @@ class DockerCloud:
         if record is None and not _exists(directory):
             return
         if record is not None:
-            fenced = await self.fence(vm)
-            if isinstance(fenced, Unfenced):
-                raise CloudUnavailable(f"{vm} is not deleted while it may run: {fenced.reason}")
-        async with _deadline(f"deleting {vm}", CREATE_SECONDS), self._store.locked(vm, LOCK_SECONDS):
+            require_fenced(vm, await self.fence(vm))
+        async with deadline(f"deleting {vm}", CREATE_SECONDS), self._store.locked(vm, LOCK_SECONDS):
             await self._call(functools.partial(_remove, vm), CALL_SECONDS)
             proof = self._store.read_proof(vm)
             if proof is not None and _exists(directory):
@@ -199,20 +176,15 @@ class DockerCloud:
             await self._forward.stop()
 
     async def list_vms(self) -> list[VmSummary]:
-        records = self._store.vms()
-        if records:
+        if self._store.vms():
             try:
                 await self._bus_host()  # the forwarder is seen to
             except CloudUnavailable as error:
                 log.warning("bus_forward.not_seen_to", cloud=self._name, reason=str(error))
-        seen = await asyncio.gather(*(self.observe(record.cid) for record in records))
-        return [
-            VmSummary(record.cid, record.key, observation.power, record.tags)
-            for record, observation in zip(records, seen, strict=True)
-        ]
+        return await self._vms.summaries(self.observe)
 
     async def create_disk(self, request: DiskRequest) -> DiskCid:
-        return await self._store.make_disk(request, LOCK_SECONDS)
+        return await self._disks.create(request)
 
     async def delete_disk(self, disk: DiskCid) -> None:
         await self._disks.delete(disk)
@@ -417,12 +389,3 @@ def _put_settings(client: docker.APIClient, vm: VmCid, settings: bytes) -> None:
 
 def _exists(path: Path) -> bool:
     return path.exists()
-
-
-@asynccontextmanager
-async def _deadline(what: str, seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise CloudUnavailable(f"{what}: no end within {seconds:g} s; look again, then repeat") from None

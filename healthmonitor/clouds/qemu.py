@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,24 +33,27 @@ from healthmonitor.clouds.cloud import (
     VmRequest,
     VmSummary,
 )
+from healthmonitor.clouds.local_disks import LocalDisks
 from healthmonitor.clouds.local_store import LocalStore, Stage, Tombstone, VmRecord
-from healthmonitor.clouds.qemu_disks import QemuDisks
+from healthmonitor.clouds.local_vms import LOCK_SECONDS, LocalVms, deadline, require_fenced
+from healthmonitor.clouds.qemu_disks import QemuPlugs
 from healthmonitor.clouds.qemu_images import make_overlay, run
 from healthmonitor.clouds.qemu_machine import CONTROL_SOCKET, MONITOR_SOCKET, Machine, PortForward, parse_forward
+from healthmonitor.clouds.qemu_snapshots import QemuSnapshots
 from healthmonitor.clouds.qemu_template import Progress, Template, Templates
 from healthmonitor.clouds.stemcell import Stemcell, load
+from healthmonitor.core.disk_changes import DiskAbilities, Growth
 from protocol.ids import CloudName, DiskCid, VmCid
 
 log = structlog.get_logger(__name__)
 
-LOCK_SECONDS = 30.0
-CREATE_SECONDS = 240.0
 RESUME_SECONDS = 60.0
 OBSERVE_SECONDS = 2.0
 QUIT_SECONDS = 1.0
 KILL_SECONDS = 15.0
 FENCE_LOCK_SECONDS = 10.0
 POLL_SECONDS = 0.02
+DISK_ABILITIES = DiskAbilities({"ext4": Growth.MOUNTED, "xfs": Growth.MOUNTED}, snapshots=True)
 KNOWN_PROPERTIES = frozenset({"forward_ports"})
 
 
@@ -71,50 +73,46 @@ class QemuCloud:
         self._name = name
         self._options = options
         self._store = LocalStore(options.directory)
-        self._disks = QemuDisks(self._store)
+        self._vms = LocalVms(name, self._store)
+        plugs = QemuPlugs(self._store)
+        self._disks = LocalDisks(self._store, plugs)
+        self._snapshots = QemuSnapshots(self._store, plugs)
         self._version = ""
 
     @property
     def name(self) -> CloudName:
         return self._name
 
+    @property
+    def disk_abilities(self) -> DiskAbilities:
+        return DISK_ABILITIES
+
     async def create_vm(self, request: VmRequest) -> VmCid:
         stemcell = load(self._options.stemcells, request.stemcell)
         forwards = _forwards(request.cloud_properties)
-        async with _deadline(f"creating {request.key}", CREATE_SECONDS):
-            async with self._store.locked("creation", LOCK_SECONDS):
-                record = self._store.vm_of_key(request.key)
-                if record is None:
-                    record = VmRecord(
-                        cid=self._store.new_vm_cid(request.key),
-                        key=request.key,
-                        name=request.name,
-                        stemcell=f"{stemcell.manifest.name}:{stemcell.manifest.digest}",
-                        cpus=request.cpus,
-                        memory_mib=request.memory_mib,
-                        tags=dict(request.tags),
-                        forward_ports=forwards,
-                    )
-                    await self._store.write_vm(record)
-            async with self._store.locked(record.cid, CREATE_SECONDS):
-                record = self._store.read_vm(record.cid) or record
-                if record.stage is Stage.CREATING:
-                    if self._store.read_proof(record.cid) is not None:
-                        raise CloudRefused(
-                            f"{record.cid} was fenced before it was complete; delete it, then create anew"
-                        )
-                    await self._complete(record, request)
-        return record.cid
+        return await self._vms.create(request, stemcell, self._complete, forwards)
+
+    def lasting_properties(self, cloud_properties: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Ports are forwarded by a process that runs."""
+        return {name: value for name, value in cloud_properties.items() if name != "forward_ports"}
+
+    async def reshape_vm(self, vm: VmCid, cloud_properties: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        forwards = _forwards(cloud_properties)
+        async with deadline(f"reshaping {vm}", LOCK_SECONDS + RESUME_SECONDS), self._store.locked(vm, LOCK_SECONDS):
+            record = self._store.read_vm(vm)
+            if record is None:
+                raise VmNotFound(f"no VM {vm}")
+            record = dataclasses.replace(record, tags=dict(tags), forward_ports=forwards)
+            await self._store.write_vm(record)
+            await self._go_on(record)
 
     async def find_vm(self, key: str) -> VmCid | None:
-        record = self._store.vm_of_key(key)
-        return record.cid if record is not None else None
+        return self._vms.find(key)
 
     async def observe(self, vm: VmCid) -> VmObservation:
         record = self._store.read_vm(vm)
         if record is None:
-            buried = self._store.read_tombstone(vm)
-            return VmObservation(Power.GONE, f"deleted; {buried.evidence}" if buried else f"no record of {vm}")
+            return self._vms.unrecorded(vm)
         directory = self._store.vm_directory(vm)
         await asyncio.to_thread(_bound_console, directory / qemu_machine.CONSOLE)
         if not qemu_process.is_held(directory / "running.lock"):
@@ -138,11 +136,9 @@ class QemuCloud:
         if proof is not None and not self._store.vm_directory(vm).exists():
             return FenceProof(vm, proof.evidence)
         if not self._store.vm_directory(vm).exists():
-            return Unfenced(
-                vm, f"{vm} is not known to cloud {self._name} on this machine; if it was made elsewhere, fence it there"
-            )
+            return self._vms.unknown(vm)
         try:
-            async with _deadline(f"fencing {vm}", FENCE_LOCK_SECONDS + 2 * KILL_SECONDS + QUIT_SECONDS):
+            async with deadline(f"fencing {vm}", FENCE_LOCK_SECONDS + 2 * KILL_SECONDS + QUIT_SECONDS):
                 # Ended before the lock is asked for: a change that hangs on a frozen QEMU ends with it.
                 ended = await self._end(vm)
                 async with self._store.locked(vm, FENCE_LOCK_SECONDS):
@@ -160,21 +156,14 @@ class QemuCloud:
         directory = self._store.vm_directory(vm)
         if not directory.exists():
             return
-        fenced = await self.fence(vm)
-        if isinstance(fenced, Unfenced):
-            raise CloudUnavailable(f"{vm} is not deleted while it may run: {fenced.reason}")
-        async with _deadline(f"deleting {vm}", LOCK_SECONDS), self._store.locked(vm, LOCK_SECONDS):
+        fenced = require_fenced(vm, await self.fence(vm))
+        async with deadline(f"deleting {vm}", LOCK_SECONDS), self._store.locked(vm, LOCK_SECONDS):
             if directory.exists():
                 record = self._store.read_vm(vm)
                 await self._store.bury_vm(Tombstone(vm, record.key if record else "", fenced.evidence))
 
     async def list_vms(self) -> list[VmSummary]:
-        records = self._store.vms()
-        seen = await asyncio.gather(*(self.observe(record.cid) for record in records))
-        return [
-            VmSummary(record.cid, record.key, observation.power, record.tags)
-            for record, observation in zip(records, seen, strict=True)
-        ]
+        return await self._vms.summaries(self.observe)
 
     async def create_disk(self, request: DiskRequest) -> DiskCid:
         return await self._disks.create(request)
@@ -196,6 +185,9 @@ class QemuCloud:
 
     async def resize_disk(self, disk: DiskCid, size_mib: int) -> None:
         await self._disks.resize(disk, size_mib)
+
+    async def snapshot_disk(self, disk: DiskCid, request: DiskRequest) -> DiskCid:
+        return await self._snapshots.take(disk, request)
 
     async def close(self) -> None:
         """Nothing is kept open between calls."""
@@ -241,9 +233,6 @@ class QemuCloud:
         if qemu_process.is_held(directory / "running.lock"):
             try:
                 await self._go_on(record)
-                await self._store.write_vm(
-                    dataclasses.replace(self._store.read_vm(record.cid) or record, stage=Stage.CREATED)
-                )
                 return
             except CloudUnavailable as error:
                 log.warning("vm.restarted_in_creation", cloud=self._name, vm=record.cid, reason=str(error))
@@ -274,7 +263,6 @@ class QemuCloud:
         except FileNotFoundError:
             raise CloudUnavailable(f"{self._options.qemu} is not installed: apt-get install qemu-system-x86") from None
         await self._go_on(record)
-        await self._store.write_vm(dataclasses.replace(record, stage=Stage.CREATED))
 
     async def _go_on(self, record: VmRecord) -> None:
         """Waits until a saved state is loaded, lets the processors run, forwards the ports."""
@@ -401,15 +389,6 @@ def _forwards(properties: Mapping[str, Any]) -> tuple[str, ...]:
     except ValueError as error:
         raise CloudRefused(f"cloud_properties.forward_ports: {error}") from None
     return tuple(str(rule) for rule in rules)
-
-
-@asynccontextmanager
-async def _deadline(what: str, seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise CloudUnavailable(f"{what}: no end within {seconds:g} s; look again, then repeat") from None
 
 
 def remove_everything(directory: Path) -> None:

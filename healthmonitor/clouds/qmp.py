@@ -62,6 +62,8 @@ class Qmp:
                         return message["return"]
                     if "error" in message:
                         error = message["error"]
+                        if not isinstance(error, dict):
+                            raise ValueError("an error that is no object")
                         raise QmpRefused(command, str(error.get("class", "")), str(error.get("desc", "")))
         except TimeoutError:
             raise QmpUnanswered(f"{command}: no answer in {timeout_seconds:g} s") from None
@@ -92,10 +94,13 @@ class Qmp:
         line = await self._reader.readline()
         if not line:
             raise EOFError("closed by QEMU")
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if not isinstance(message, dict):
             raise ValueError("not an object")
-        if "event" in message:
+        if isinstance(message.get("event"), str) and isinstance(message.get("data", {}), dict):
             self._events.append(message)
         return message
 

@@ -74,6 +74,14 @@ def load(directory: Path, name: str) -> Stemcell:
     return Stemcell(manifest, home)
 
 
+def current_digest(directory: Path, name: str) -> str:
+    """Of the build that `name` stands for now; "" when there is none."""
+    try:
+        return (directory / name / CURRENT).readlink().name
+    except OSError:
+        return ""
+
+
 def stored(directory: Path) -> list[Stemcell]:
     """The current one of each name."""
     found = []

@@ -26,6 +26,7 @@ PACKAGES = (
     "iproute2",
     "python3",
     "e2fsprogs",
+    "rsync",
     "xfsprogs",
     "kmod",
     "ca-certificates",

@@ -29,6 +29,28 @@ def read_urls(place: Place) -> tuple[str, ...]:
     return tuple(urls)
 
 
+def read_public_url(place: Place) -> str:
+    """Without a slash at its end. Links that it is the beginning of are secrets for a while, so no clear HTTP."""
+    text = place.text("an address such as https://monitor.example.org")
+    if not text:
+        return ""
+    parts = urlsplit(text)
+    try:
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_fine = False
+    plain = text.isascii() and text.isprintable() and not any(character in text for character in " \"'<>\\")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or not plain or len(text) > 300:
+        place.error(f"{text[:80]!r} is no address; expected such as https://monitor.example.org")
+    elif parts.query or parts.fragment or "?" in text or "#" in text or parts.username is not None:
+        place.error("expected scheme, host and perhaps port and path, such as https://monitor.example.org")
+    elif parts.scheme == "http" and not is_loopback(text):
+        place.error("links would go over the network in the clear; it must begin with https://")
+    else:
+        return text.rstrip("/")
+    return ""
+
+
 def read_listen(place: Place, default: tuple[str, int]) -> tuple[str, int]:
     text = place.text("an address such as 127.0.0.1:25923")
     host, colon, port = text.rpartition(":")

@@ -190,7 +190,7 @@ def read_pull_policy(place: Place) -> PullPolicy:
     if place.node.text == "if_not_present":
         return PullPolicy.MISSING
     if place.node.text in ("build", "daily", "weekly") or place.node.text.startswith("every_"):
-        place.error(f"{place.node.text} is not supported; expected missing, always or never")
+        place.error(f"{place.node.text} is not supported; expected missing, always, never or store")
         return PullPolicy.MISSING
     return place.choice(PullPolicy, PullPolicy.MISSING)
 

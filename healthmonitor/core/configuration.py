@@ -9,17 +9,18 @@ Does not know: what a provider or a channel does with its options; they are pass
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from healthmonitor.core.addresses import is_loopback, read_listen, read_urls
+from healthmonitor.core.addresses import is_loopback, read_listen, read_public_url, read_urls
 from healthmonitor.core.configuration_keys import PRESETS, SECTIONS, Key, Kind
 from healthmonitor.core.located_yaml import Report, read_yaml
 from healthmonitor.core.maintenance import Window, read_windows
 from healthmonitor.core.notifying.route_file import read_routes, read_zone
 from healthmonitor.core.notifying.routing import Route
-from healthmonitor.core.policy import Policy
+from healthmonitor.core.policy import AlertPolicy, Policy
 from healthmonitor.core.units import MIB, duration_text
 from healthmonitor.core.yaml_places import Place
 from protocol.ids import CloudName, is_token
@@ -60,11 +61,19 @@ class AgentsConfiguration:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistriesConfiguration:
+    auth_file: str = ""
+    mirrors: tuple[str, ...] = ()
+    ca_files: Mapping[str, str] = field(default_factory=dict)  # HOST or HOST:PORT → path
+
+
+@dataclass(frozen=True, slots=True)
 class HttpConfiguration:
     host: str = DEFAULT_LISTEN[0]
     port: int = DEFAULT_LISTEN[1]
     token_file: str = ""
     reader_token_file: str = ""  # its holder may look, and change nothing
+    public_url: str = ""  # where people's browsers reach it; notifications link there
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class ChannelConfiguration:
     name: str
     type: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    delivery: Mapping[str, Any] = field(default_factory=dict)  # fields of AlertPolicy that are this channel's own
     lines: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
     place: tuple[int, int] = field(default=(1, 1), compare=False)  # line and column of its type
 
@@ -94,6 +104,7 @@ class Configuration:
     log_level: str = "info"
     bus: BusConfiguration = field(default_factory=BusConfiguration)
     agents: AgentsConfiguration = field(default_factory=AgentsConfiguration)
+    registries: RegistriesConfiguration = field(default_factory=RegistriesConfiguration)
     http: HttpConfiguration = field(default_factory=HttpConfiguration)
     policy: Policy = field(default_factory=Policy)
     clouds: Mapping[CloudName, CloudConfiguration] = field(default_factory=dict)
@@ -113,8 +124,11 @@ def parse_configuration(text: str | bytes, file: str, directory: str = "/etc/res
     paths = _Paths(directory)
     bus = _bus(fields["bus"], paths) if "bus" in fields else BusConfiguration()
     agents = _agents(fields["agents"], paths) if "agents" in fields else AgentsConfiguration(bus_urls=bus.urls)
-    channels = _channels(fields["channels"]) if "channels" in fields else ()
+    policy = _policy(fields)
+    channels = _channels(fields["channels"], policy.alerts) if "channels" in fields else ()
     zone = read_zone(fields["zone"]) if "zone" in fields else "UTC"
+    clouds = _clouds(fields["clouds"], paths) if "clouds" in fields else {}
+    spares = _spares(fields["spares"], clouds) if "spares" in fields else {}
     configuration = Configuration(
         file=file,
         monitor=_monitor(fields["monitor"]) if "monitor" in fields else "hm",
@@ -124,9 +138,10 @@ def parse_configuration(text: str | bytes, file: str, directory: str = "/etc/res
         else "info",
         bus=bus,
         agents=agents if agents.bus_urls else replace(agents, bus_urls=bus.urls),
+        registries=_registries(fields["registries"], paths) if "registries" in fields else RegistriesConfiguration(),
         http=_http(fields["http"], paths) if "http" in fields else HttpConfiguration(),
-        policy=_policy(fields),
-        clouds=_clouds(fields["clouds"], paths) if "clouds" in fields else {},
+        policy=replace(policy, spares=replace(policy.spares, per_size=spares)),
+        clouds=clouds,
         channels=channels,
         zone=zone,
         routes=read_routes(fields["routes"], [each.name for each in channels], zone) if "routes" in fields else (),
@@ -206,6 +221,32 @@ def _agents(place: Place, paths: _Paths) -> AgentsConfiguration:
     )
 
 
+def _registries(place: Place, paths: _Paths) -> RegistriesConfiguration:
+    fields = place.fields(
+        REGISTRIES_KEYS,
+        {
+            "auths": "secrets come from files: write auth_file",
+            "auth": "secrets come from files: write auth_file",
+            "insecure": "there are none: give the authority of its certificate with ca_files",
+        },
+    )
+    mirrors = []
+    for item in fields["mirrors"].items("a list of URLs") if "mirrors" in fields else ():
+        text = item.text("https://HOST")
+        if text and not _MIRROR.fullmatch(text):
+            item.error(f"{text[:200]!r}: expected https://HOST or https://HOST:PORT, without user and path")
+        mirrors.append(text)
+    members = fields["ca_files"].members("a mapping of HOST:PORT to a file") if "ca_files" in fields else {}
+    for host, inner in members.items():
+        if not _REGISTRY_HOST.fullmatch(host):
+            inner.key_error(f"{host[:80]!r} is no registry; expected HOST or HOST:PORT, as images name it")
+    return RegistriesConfiguration(
+        auth_file=paths.read(fields, "auth_file"),
+        mirrors=tuple(mirrors),
+        ca_files={host: paths.read(members, host) for host in members},
+    )
+
+
 def _http(place: Place, paths: _Paths) -> HttpConfiguration:
     fields = place.fields(
         HTTP_KEYS,
@@ -216,7 +257,18 @@ def _http(place: Place, paths: _Paths) -> HttpConfiguration:
         },
     )
     host, port = read_listen(fields["listen"], DEFAULT_LISTEN) if "listen" in fields else DEFAULT_LISTEN
-    http = HttpConfiguration(host, port, paths.read(fields, "token_file"), paths.read(fields, "reader_token_file"))
+    http = HttpConfiguration(
+        host,
+        port,
+        paths.read(fields, "token_file"),
+        paths.read(fields, "reader_token_file"),
+        read_public_url(fields["public_url"]) if "public_url" in fields else "",
+    )
+    if http.public_url and not http.token_file and not is_loopback(http.public_url):
+        fields["public_url"].key_error(
+            "needs token_file beside it: it signs the links, and what comes through a proxy on this machine would "
+            "otherwise count as people on this machine"
+        )
     if http.reader_token_file and not http.token_file:
         fields["reader_token_file"].key_error("needs token_file beside it: with it alone nobody could change anything")
     if not http.token_file and "listen" in fields and not is_loopback(f"http://{_bracketed(host)}:{port}"):
@@ -270,6 +322,8 @@ def _policy(fields: Mapping[str, Place]) -> Policy:
         incidents=replace(base.incidents, **values["incidents"]),
         leadership=replace(base.leadership, **values["leadership"]),
         alerts=replace(base.alerts, **values["alerts"]),
+        images=replace(base.images, **values["images"]),
+        disks=replace(base.disks, **values["disks"]),
     )
     _check(policy, given)
     return policy
@@ -352,10 +406,21 @@ def _clouds(place: Place, paths: _Paths) -> dict[CloudName, CloudConfiguration]:
     return clouds
 
 
-def _channels(place: Place) -> tuple[ChannelConfiguration, ...]:
+def _spares(place: Place, clouds: Mapping[CloudName, CloudConfiguration]) -> dict[CloudName, int]:
+    """How many for each stemcell and size of VM, by cloud."""
+    spares: dict[CloudName, int] = {}
+    for name, count in place.members("a mapping of cloud to number, such as {local: 1}").items():
+        if name not in clouds:
+            known = ", ".join(clouds) or "none"
+            count.key_error(f"{name[:80]!r} is no cloud of this configuration; there are: {known}")
+        spares[CloudName(name)] = count.integer(0, SPARES_MAX)
+    return spares
+
+
+def _channels(place: Place, alerts: AlertPolicy) -> tuple[ChannelConfiguration, ...]:
     channels: list[ChannelConfiguration] = []
     for item in place.items("a list of channels: - {name: …, type: …}"):
-        fields = item.fields(("name", "type", "options"))
+        fields = item.fields(("name", "type", "options", "delivery"))
         for key in ("name", "type"):
             if key not in fields and item.is_mapping:
                 item.error(f"{key} is missing")
@@ -368,6 +433,7 @@ def _channels(place: Place) -> tuple[ChannelConfiguration, ...]:
                 name,
                 fields["type"].one_of(CHANNEL_TYPES, "") if "type" in fields else "",
                 {key: option.plain() for key, option in options.items()},
+                _delivery(fields["delivery"], alerts) if "delivery" in fields else {},
                 {key: (option.node.line, option.node.column) for key, option in options.items()},
                 (fields["type"].node.line, fields["type"].node.column) if "type" in fields else (1, 1),
             )
@@ -375,6 +441,27 @@ def _channels(place: Place) -> tuple[ChannelConfiguration, ...]:
     return tuple(channels)
 
 
+def _delivery(place: Place, alerts: AlertPolicy) -> Mapping[str, Any]:
+    """What holds for this channel instead of the section `alerts`."""
+    keys = {key.name: key for section in SECTIONS if section.name == "alerts" for key in section.keys}
+    fields = place.fields(DELIVERY_KEYS, dict.fromkeys(keys, "stands in the section alerts only"))
+    values = {keys[name].field: _value(given, keys[name]) for name, given in fields.items()}
+    own = replace(alerts, **values)
+    if own.retry_longest_seconds < own.retry_first_seconds:
+        place.error("retry_longest must be at least retry_first")
+    return values
+
+
+DELIVERY_KEYS = (
+    "per_minute",
+    "try_timeout",
+    "retry_first",
+    "retry_longest",
+    "circuit_after",
+    "give_up",
+    "backlog_max",
+)
+"""Of the section `alerts`: what each channel may have of its own."""
 TOP_KEYS = (
     "preset",
     "monitor",
@@ -383,14 +470,21 @@ TOP_KEYS = (
     "bus",
     "agents",
     "http",
+    "registries",
     *(section.name for section in SECTIONS),
     "clouds",
+    "spares",
     "channels",
     "zone",
     "routes",
     "maintenance",
 )
-HTTP_KEYS = ("listen", "token_file", "reader_token_file")
+REGISTRIES_KEYS = ("auth_file", "mirrors", "ca_files")
+_REGISTRY_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
+_MIRROR = re.compile(rf"https?://{_REGISTRY_HOST.pattern}/?")
+SPARES_MAX = 100
+"""For each stemcell and size of VM, in one cloud."""
+HTTP_KEYS = ("listen", "token_file", "reader_token_file", "public_url")
 BUS_KEYS = (
     "urls",
     "user",
@@ -415,6 +509,8 @@ TOP_REFUSED = {
     "mbus": "write bus",
     "resurrection": "write resurrector",
     "plugins": "write channels",
+    "spare": "write spares: {CLOUD: NUMBER}",
+    "pool": "write spares: {CLOUD: NUMBER}",
     "director": "there is none: the monitor holds the deployments",
     "intervals": "write heartbeat: {interval: …, lease: …}",
     "route": "write routes: [{channels: [NAME]}]",

@@ -97,6 +97,19 @@ SECTIONS: tuple[Section, ...] = (
         ),
     ),
     Section(
+        "disks",
+        "disks",
+        (
+            Key("keep_orphans", "keep_orphans_seconds", _D, "how long a disk that no instance uses is kept before it "
+                "is deleted, unless `resurgam disks keep` says otherwise", 60, 10 * 365 * 86400),
+            Key("filling", "filling_share", _S, "a disk this full is reported as filling"),
+            Key("full", "full_share", _S, "a disk this full is reported as full"),
+            Key("inodes", "inodes_share", _S, "the same for its inodes"),
+            Key("full_within", "full_within_seconds", _D, "a disk that will be full within this, if it goes on growing "
+                "as it does, is reported as filling", 60, 365 * 86400),
+        ),
+    ),
+    Section(
         "meltdown",
         "meltdown",
         (
@@ -106,6 +119,8 @@ SECTIONS: tuple[Section, ...] = (
             Key("share", "share", _S, "more than this share of a deployment, or of the fleet, is one"),
             Key("maximum_count", "maximum_count", _C, "more than this many are one, whatever the share", 1, 100_000),
             Key("calm", "calm_seconds", _D, "a meltdown ends when for this long fewer are missing", 1),
+            Key("settle", "settle_seconds", _D, "nothing is rebuilt sooner than this after its loss was known, so that "
+                "what died with it counts", 0, 60),
         ),
     ),
     Section(
@@ -147,11 +162,20 @@ SECTIONS: tuple[Section, ...] = (
         ),
     ),
     Section(
+        "images",
+        "images",
+        (
+            Key("store_size", "store_max_bytes", _Z, "how large the image store on the bus may become", 1, 10_485_760),
+            Key("rate", "rate_bytes", _Z, "how much one VM may load from it in a second, so that many at once leave "
+                "room for heartbeats", 1, 10_240),
+        ),
+    ),
+    Section(
         "leadership",
         "leadership",
         (
-            Key("ttl", "ttl_seconds", _D, "another monitor takes over when the leader was silent for this long; "
-                "at least 3 x renew", 0.3, 600),
+            Key("ttl", "ttl_seconds", _D, "another monitor takes over when the leader was silent for this long, "
+                "seen at most one renew later; at least 3 x renew", 0.3, 600),
             Key("renew", "renew_seconds", _D, "how often the leader renews its lease", 0.1, 200),
         ),
     ),
@@ -171,7 +195,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "small": {
         "heartbeat": {"interval": 2.0, "lease": 6.0},
         "resurrector": {"max_in_flight": 2, "retry_longest": 60.0},
-        "leadership": {"ttl": 3.0, "renew": 0.5},
         "incidents": {"container_after": 15.0},
     },
     "test": {

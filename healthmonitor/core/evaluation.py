@@ -12,14 +12,16 @@ Does not know: how long anything has lasted (incidents), what to do about it (th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from healthmonitor.core import disk_growth, disk_use
+from healthmonitor.core.agent_state import AgentView
 from healthmonitor.core.deviations import Deviation, deviation
-from healthmonitor.core.fleet import AgentView
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.liveness import Hearing
 from healthmonitor.core.policy import Policy
 from healthmonitor.core.records import (
+    DiskBinding,
     Hold,
     InstanceRecord,
     Operation,
@@ -63,7 +65,11 @@ _WORDS: Mapping[Reason, str] = {
     Reason.PAUSED: "somebody paused it",
     Reason.OPERATOR: "a person stopped it",
     Reason.ISOLATED: "the VM is cut off, and its group says to stop",
+    Reason.OTHER: "for a reason that only a newer monitor knows",
 }
+
+FullIn = Callable[[str], float | None]
+"""Disk → seconds."""
 
 GROUPS_MAX = 10_000
 """More than there are groups: what is beyond is left over from former revisions."""
@@ -108,10 +114,16 @@ def evaluate(
     view: AgentView | None,
     expectations: Expectations,
     policy: Policy,
+    full_in_seconds: FullIn = lambda disk: None,
 ) -> tuple[Deviation, ...]:
     """The deviations of one instance. `operation`: the one that is under way, or None. `view`: of the agent that it is
-    bound to."""
-    if record.ignore or (operation is None and view is not None and _all_is_well(record, view, expectations, policy)):
+    bound to. `full_in_seconds`: when each of its disks will be full, where that can be told."""
+    if record.ignore or (
+        operation is None
+        and view is not None
+        and _all_is_well(record, view, expectations, policy)
+        and _disks_are_fine(record, view, policy, full_in_seconds)
+    ):
         return ()
     found = list(_of_operation(record, operation, policy))
     replacing = operation is not None and operation.kind in _REPLACING
@@ -130,9 +142,12 @@ def evaluate(
     before_content = len(found)
     in_progress = operation is not None and operation.hold is not Hold.UNHEALTHY
     building = in_progress and replacing and operation is not None and not _same_vm(record, operation)
-    if not building:
+    stopped_on_purpose = in_progress and operation is not None and operation.kind is OperationKind.CHANGE_DISKS
+    if stopped_on_purpose:
         found.extend(_of_engine(record, extension, policy))
-        found.extend(_of_disks(record, extension, policy))
+    elif not building:
+        found.extend(_of_engine(record, extension, policy))
+        found.extend(_of_disks(record, extension, policy, full_in_seconds))
         found.extend(_of_containers(record, extension, policy))
     if not in_progress:
         found.extend(_of_specification(record, extension, expectations, policy))
@@ -149,7 +164,7 @@ def _all_is_well(record: InstanceRecord, view: AgentView, expectations: Expectat
     if (
         extension is None
         or view.verdict is not Verdict.ALIVE
-        or view.heartbeats_missing_seconds > policy.liveness.lease_seconds
+        or view.heartbeats_missing_seconds > view.lease_seconds
         or extension.engine is not EngineState.UP
         or extension.isolated
         or extension.revision != record.revision
@@ -175,16 +190,16 @@ def evaluate_strangers(strangers: Iterable[AgentView], policy: Policy) -> Iterat
     for view in strangers:
         if view.glance is None or view.verdict is Verdict.MISSING:
             continue
-        if view.heartbeats_missing_seconds > policy.liveness.suspect_after_seconds:
+        if view.heartbeats_missing_seconds > view.suspect_after_seconds:
             continue  # it speaks no more: most likely the VM that was just replaced
         extension = view.glance.resurgam
-        if extension is not None and extension.instance:
+        if extension is not None and view.claims:
             yield deviation(
                 "agent_duplicate",
                 view.agent,
-                f"it says that it is {extension.instance}, generation {extension.generation}; the record names another",
+                f"it says that it is {view.claims}, generation {extension.generation}; the record names another",
                 policy,
-                instance=extension.instance,
+                instance=view.claims,
             )
             continue
         if view.known_seconds >= policy.liveness.stranger_after_seconds:
@@ -245,7 +260,7 @@ def _of_vm(record: InstanceRecord, view: AgentView, policy: Policy) -> Iterator[
             yield deviation("vm_missing", record.instance, view.evidence, policy)
         case Verdict.SUSPECT:
             yield deviation("vm_suspect", record.instance, view.evidence, policy)
-        case Verdict.ALIVE if view.heartbeats_missing_seconds > 2 * policy.liveness.lease_seconds:
+        case Verdict.ALIVE if view.heartbeats_missing_seconds > 2 * view.lease_seconds:
             yield deviation("heartbeats_missing", record.instance, "it answers when asked", policy)
         case Verdict.ALIVE | Verdict.UNHEARD | Verdict.CANNOT_TELL:
             return
@@ -260,8 +275,33 @@ def _of_engine(record: InstanceRecord, extension: ExtensionGlance, policy: Polic
     )
 
 
-def _of_disks(record: InstanceRecord, extension: ExtensionGlance, policy: Policy) -> Iterator[Deviation]:
+def _disks_are_fine(record: InstanceRecord, view: AgentView, policy: Policy, full_in_seconds: FullIn) -> bool:
+    extension = view.glance.resurgam if view.glance is not None else None
+    if extension is None or not record.disks:
+        return True
+    if any(disk.given_up_why for disk in record.disks):
+        return False
+    if any(disk.grow is not None for disk in record.group.disks) and any(_growth_ended(record, extension)):
+        return False
+    return all(disk_use.is_fine(report, full_in_seconds(report.name), policy.disks) for report in extension.disks)
+
+
+def _growth_ended(record: InstanceRecord, extension: ExtensionGlance) -> Iterator[tuple[DiskBinding, str]]:
+    """Disks that would grow by themselves once more, and may not."""
+    used = {report.name: report.percent for report in extension.disks}
+    wanted = {disk.name: disk for disk in record.group.disks}
+    for binding in record.disks:
+        why = disk_growth.at_limit(binding, wanted.get(binding.name), used.get(binding.name, 0.0))
+        if why:
+            yield binding, why
+
+
+def _of_disks(
+    record: InstanceRecord, extension: ExtensionGlance, policy: Policy, full_in_seconds: FullIn
+) -> Iterator[Deviation]:
     reports = {report.name: report for report in extension.disks}
+    for disk, why in _growth_ended(record, extension):
+        yield deviation("disk_growth_limit", f"{record.instance}/{disk.name}", why, policy, instance=record.instance)
     for disk in record.disks:
         if disk.cid is None:
             continue
@@ -271,12 +311,17 @@ def _of_disks(record: InstanceRecord, extension: ExtensionGlance, policy: Policy
             why = report.detail if report is not None else "the agent does not report it"
             yield deviation("disk_missing", subject, f"{disk.cid}: {why}", policy, instance=record.instance)
             continue
+        if disk.given_up_why:
+            yield deviation("disk_not_changed", subject, disk.given_up_why, policy, instance=record.instance)
+        for kind, detail in disk_use.complaints(report, full_in_seconds(report.name), policy.disks):
+            yield deviation(kind, subject, detail, policy, instance=record.instance)
         if report.state is DiskState.MOUNTED:
             continue
         kind = {
             DiskState.ATTACHED: "disk_not_mounted",
             DiskState.READ_ONLY: "disk_read_only",
             DiskState.FAILED: "disk_failed",
+            DiskState.UNKNOWN: "disk_not_mounted",
         }[report.state]
         yield deviation(kind, subject, f"{disk.cid}: {report.detail}", policy, instance=record.instance)
 
@@ -359,7 +404,12 @@ def _of_specification(
         differs.extend(
             f"container {report.name} has another specification"
             for report in extension.containers
-            if report.spec_hash and report.name in hashes and report.spec_hash != hashes[ContainerName(report.name)]
+            if report.spec_hash
+            and report.name in hashes
+            and report.spec_hash != hashes[ContainerName(report.name)]
+            # One that is stopped by a person's word is made anew when it is started.
+            and record.wanted is Wanted.STARTED
+            and report.name not in record.stopped_containers
         )
     if differs:
         yield deviation("specification_drift", record.instance, "; ".join(differs), policy)

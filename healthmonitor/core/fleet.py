@@ -2,8 +2,7 @@
 
 Laws:
 - Taking a heartbeat costs the same whatever the size of the fleet; deciding costs what is due, not what there is.
-- Each agent has at most one entry in the heap of due times; a heartbeat does not touch the heap, the entry is looked
-  at again when it comes up.
+- Each agent has at most one due time; a heartbeat does not touch it, the agent is looked at again when it comes up.
 - The monitor's own deafness (just started, bus or canary lost, its loop late) is never taken for somebody's silence.
 
 Does not know: how questions travel, what should run on a VM, what follows from a verdict.
@@ -11,16 +10,19 @@ Does not know: how questions travel, what should run on a VM, what follows from 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from healthmonitor.clouds.cloud import Power, VmObservation
+from healthmonitor.clouds.cloud import VmObservation
+from healthmonitor.core import agent_state, last_words
+from healthmonitor.core.agent_state import ALIVE, UNHEARD, Agent, AgentView
+from healthmonitor.core.due_times import DueTimes
 from healthmonitor.core.hearing import OwnHearing
-from healthmonitor.core.judgement import Judgement, Missing, Verdict
+from healthmonitor.core.inquiries import Inquiries
+from healthmonitor.core.judgement import Judgement, Verdict
+from healthmonitor.core.last_words import Archive, Words
 from healthmonitor.core.liveness import (
     NEVER,
-    Because,
     Cause,
     Heard,
     Hearing,
@@ -29,16 +31,32 @@ from healthmonitor.core.liveness import (
     Life,
     answer,
     hear,
+    is_over,
     judge,
+    lease_seconds,
+    next_look,
+    suspect_after_seconds,
 )
 from healthmonitor.core.policy import LivenessPolicy
+from healthmonitor.core.reasons import without_numbers
+from healthmonitor.core.standing import Standing
 from protocol import heartbeat as wire
 from protocol.heartbeat import Glance, Heartbeat
 from protocol.ids import AgentId, InstanceId
 
+JUDGED_MAX = 1_000
+"""Agents under inquiry that are judged in one decision, the rest in the next, at once."""
 LATE_ASKS_MAX = 32
 """Questions begun in one decision only because a heartbeat was late. When the monitor itself is behind, everybody looks
 late, and asking everybody would put it further behind."""
+
+COUNTED_AT_ONCE, DEAF_COUNT_SECONDS = 5_000, 5.0
+DUE_MAX = 2_000
+"""Agents looked at in one decision because their time has come, the rest in the next: after a start all are due at
+once, and a loop that is late must not be made later."""
+DUE_APART_SECONDS = 0.25
+"""They are looked at no more often than this: in a big fleet somebody is due at every moment, and whether one that fell
+silent is asked a little later decides nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,37 +70,7 @@ class FleetDecision:
     next_check: float
 
 
-@dataclass(frozen=True, slots=True)
-class AgentView:
-    """One agent at one moment, as evaluating needs it."""
-
-    agent: AgentId
-    verdict: Verdict
-    evidence: str
-    glance: Glance | None
-    silent_seconds: float  # since the last certain sign of life; infinite when there was none
-    heartbeats_missing_seconds: float  # since the last heartbeat; it may answer nevertheless
-    known_seconds: float
-
-
-class _Agent:
-    __slots__ = ("booting", "due", "expected_at", "first_at", "glance", "instance", "judged", "life", "payload")
-
-    def __init__(self, first_at: float) -> None:
-        self.life = Life()
-        self.first_at = first_at
-        self.instance: InstanceId | None = None
-        self.expected_at = NEVER
-        self.booting = False
-        self.due = False  # has an entry in the heap
-        self.glance: Glance | None = None  # of the last heartbeat that said something new
-        self.payload = b""
-        self.judged = _UNHEARD
-
-
 _RENEWED, _LATE = Heard.RENEWED, Heard.LATE  # looked up for each heartbeat
-_UNHEARD = Judged(Verdict.UNHEARD, Because.NEVER_HEARD)
-_ALIVE = Judged(Verdict.ALIVE, Because.HEARD)
 
 
 @dataclass(slots=True)
@@ -101,118 +89,113 @@ class Fleet:
 
     def __init__(self, policy: LivenessPolicy, started_at: float) -> None:
         self._policy = policy
-        self._agents: dict[AgentId, _Agent] = {}
+        self._agents: dict[AgentId, Agent] = {}
         self._expected: dict[InstanceId, AgentId] = {}
-        self._inquiries: dict[AgentId, Inquiry] = {}
-        self._due: list[tuple[float, AgentId]] = []
+        self._asked = Inquiries(policy)
+        self._inquiries = self._asked.of
+        self._standing = Standing()
+        self._archive = Archive()
+        self._due = DueTimes()
         self._changed: dict[AgentId, None] = {}  # a dict for its order: runs must repeat
         self.own = OwnHearing(policy, started_at)
         self._strangers: dict[AgentId, None] = {}
+        self._unheard: dict[AgentId, None] = {}  # expected, and no sign of life yet
+        self._counted_deaf: tuple[float, dict[Verdict, int]] = (NEVER, {})
         self._now = started_at  # of the last decision
         self._hearing = self.own.at(started_at)
+        self._late_asks = 0  # in this decision
         self.counters = Counters()
 
     # What is heard
 
     def hear(self, agent_id: AgentId, payload: bytes, received_at: float) -> bool:
-        """Takes a heartbeat. True when something changed that is worth a turn now. Raises Malformed."""
-        counters = self.counters
-        counters.heartbeats += 1
+        """Takes a heartbeat, also of an agent that nobody knew. True when something changed that is worth a turn now.
+        Raises Malformed."""
+        notable = self.hear_known(agent_id, payload, received_at)
+        if notable is not None:
+            return notable
+        if len(self._agents) >= self._policy.agents_max:
+            self.counters.heartbeats += 1
+            self.counters.refused += 1
+            return False
+        self._glance(payload)
+        self._add(agent_id, received_at)
+        return bool(self.hear_known(agent_id, payload, received_at))
+
+    def _glance(self, payload: bytes) -> Glance:
         try:
-            glance = wire.glance(payload)
+            return wire.glance(payload)
         except wire.Malformed:
-            counters.malformed += 1
+            self.counters.heartbeats += 1
+            self.counters.malformed += 1
             raise
+
+    def hear_known(self, agent_id: AgentId, payload: bytes, received_at: float) -> bool | None:
+        """As `hear`; None, and nothing is taken, when it is not known: nearly all are, and each is looked up once."""
         agent = self._agents.get(agent_id)
         if agent is None:
-            if len(self._agents) >= self._policy.agents_max:
-                counters.refused += 1
-                return False
-            agent = self._add(agent_id, received_at)
+            return None
+        glance = self._glance(payload)
+        counters = self.counters
+        counters.heartbeats += 1
         life = agent.life
         silent_since = life.heard_at
         heard = hear(life, glance, received_at, self._policy)
         if heard is _RENEWED or heard is _LATE:
-            agent.payload = payload
-            notable = agent.glance is None or _differs(agent.glance, glance)
-            if notable:
-                agent.glance = glance
-            if notable or received_at - silent_since > self._policy.suspect_after_seconds:
+            notable = self._archive.keep(agent.words, glance, payload, agent.instance, received_at, len(self._agents))
+            if silent_since == NEVER:
+                self._unheard.pop(agent_id, None)
+            if notable or received_at - silent_since > suspect_after_seconds(life, self._policy):
                 self._changed[agent_id] = None
             if heard is _LATE:
                 counters.late += 1
-                self._inquire(agent_id, Cause.LATE, received_at)
+                self._asked.begin(agent_id, Cause.LATE, received_at)
                 return True
-            return notable or agent_id in self._inquiries
+            if agent_id in self._inquiries:
+                self._asked.touch(agent_id)
+                return True
+            return notable
         counters.replayed += 1
         if heard is Heard.OLD_BOOT:
-            self._inquire(agent_id, Cause.LATE, received_at)
+            self._asked.begin(agent_id, Cause.LATE, received_at)
         return False
 
     def answered(
         self, agent_id: AgentId, asked_at: float, received_at: float, boot_id: str, uptime_seconds: float | None
     ) -> None:
         """`asked_at` is when the question was put; the answer proves life then, whatever happened on its way back."""
-        inquiry = self._inquiries.get(agent_id)
-        if inquiry is not None:
-            inquiry.asking = False
-            inquiry.next_ask_at = received_at + self._policy.ask_timeout_seconds
+        self._asked.answered(agent_id, received_at)
         agent = self._agents.get(agent_id)
         if agent is not None:
             answer(agent.life, asked_at, boot_id, uptime_seconds, self._policy)
+            self._unheard.pop(agent_id, None)
             self._changed[agent_id] = None
 
     def unanswered(self, agent_id: AgentId, asked_at: float, at: float, evidence: str) -> None:
         """The question reached nobody, or got no answer in time."""
-        inquiry = self._inquiries.get(agent_id)
-        if inquiry is not None:
-            inquiry.asking = False
-            inquiry.unanswered_at = asked_at
-            inquiry.answer_evidence = evidence
-            gap = self._policy.ask_timeout_seconds
-            if inquiry.concluded_at is not None:
-                gap = self._policy.heartbeat_interval_seconds
-            inquiry.next_ask_at = at + gap
+        self._asked.unanswered(agent_id, asked_at, at, evidence)
 
     def ask_failed(self, agent_id: AgentId, at: float, evidence: str) -> None:
         """The question could not be put: says nothing about the agent."""
-        inquiry = self._inquiries.get(agent_id)
-        if inquiry is not None:
-            inquiry.asking = False
-            inquiry.answer_evidence = evidence
-            inquiry.next_ask_at = at + self._policy.ask_timeout_seconds
+        self._asked.ask_failed(agent_id, at, evidence)
 
     def observed(self, agent_id: AgentId, observation: VmObservation, at: float) -> None:
         """What the cloud says of the agent's VM. `at`: when the cloud was asked."""
-        if observation.power is Power.OFF:
-            self._inquire(agent_id, Cause.CLOUD, at)
-        inquiry = self._inquiries.get(agent_id)
-        if inquiry is not None:
-            inquiry.observing = False
-            inquiry.power = observation.power
-            inquiry.power_at = at
-            inquiry.power_evidence = observation.evidence
-            settled = observation.power in (Power.OFF, Power.GONE)
-            gap = self._policy.lease_seconds if settled else self._policy.observe_timeout_seconds
-            inquiry.next_observe_at = at + gap
+        self._asked.observed(agent_id, observation, at)
 
     def not_observed(self, agent_id: AgentId, at: float, evidence: str) -> None:
-        inquiry = self._inquiries.get(agent_id)
-        if inquiry is not None:
-            inquiry.observing = False
-            inquiry.power_evidence = evidence
-            inquiry.next_observe_at = at + self._policy.observe_timeout_seconds
+        self._asked.not_observed(agent_id, at, evidence)
 
     def disconnected(self, agent_id: AgentId, at: float) -> None:
         """The bus says that the agent's connection ended."""
         agent = self._agents.get(agent_id)
         if agent is not None and not (agent.booting and not agent.life.ever_heard):
-            self._inquire(agent_id, Cause.DISCONNECTED, at)
+            self._asked.begin(agent_id, Cause.DISCONNECTED, at)
 
     def shut_down(self, agent_id: AgentId, at: float) -> None:
         """The agent says that it stops. What follows is asked of the cloud."""
         if agent_id in self._agents:
-            self._inquire(agent_id, Cause.SHUT_DOWN, at)
+            self._asked.begin(agent_id, Cause.SHUT_DOWN, at)
 
     # What is expected
 
@@ -223,94 +206,145 @@ class Fleet:
         before they were heard. Who is no longer expected becomes a stranger."""
         for instance, agent_id in list(self._expected.items()):
             if agents.get(agent_id) != instance:
-                del self._expected[instance]
-                agent = self._agents[agent_id]
-                agent.instance = None
-                agent.booting = False
-                self._strangers[agent_id] = None
-                agent.first_at = now
-                self._drop_inquiry(agent_id, now)
-                self._changed[agent_id] = None
+                self.bind(instance, None, now)
         for agent_id, instance in agents.items():
-            known = self._agents.get(agent_id)
-            agent = known if known is not None else self._add(agent_id, now)
-            if agent.instance != instance:
-                agent.instance = instance
-                agent.expected_at = now
-                self._expected[instance] = agent_id
-                self._strangers.pop(agent_id, None)
-                self._changed[agent_id] = None
-            booting_now = agent_id in booting
-            if agent.booting and not booting_now:
-                agent.expected_at = now
-            agent.booting = booting_now
+            self.bind(instance, agent_id, now, agent_id in booting)
+
+    def bind(self, instance: InstanceId, agent_id: AgentId | None, now: float, booting: bool = False) -> None:
+        """As `expect`, for one instance; None: nobody is expected there."""
+        former = self._expected.get(instance)
+        if former is not None and former != agent_id:
+            self._release(instance, former, now)
+        if agent_id is None:
+            return
+        known = self._agents.get(agent_id)
+        agent = known if known is not None else self._add(agent_id, now)
+        if agent.instance != instance:
+            if agent.instance is not None:
+                self._release(agent.instance, agent_id, now)
+            agent.instance = instance
+            agent.expected_at = now
+            self._expected[instance] = agent_id
+            if not agent.life.ever_heard:
+                self._unheard[agent_id] = None
+            self._strangers.pop(agent_id, None)
+            self._changed[agent_id] = None
+        if agent.booting and not booting:
+            agent.expected_at = now
+        agent.booting = booting
+        self._asked.touch(agent_id)
+
+    def _release(self, instance: InstanceId, agent_id: AgentId, now: float) -> None:
+        del self._expected[instance]
+        agent = self._agents[agent_id]
+        agent.instance = None
+        agent.booting = False
+        self._unheard.pop(agent_id, None)
+        self._strangers[agent_id] = None
+        agent.first_at = now
+        self._drop_inquiry(agent_id, now)
+        self._changed[agent_id] = None
 
     def set_policy(self, policy: LivenessPolicy, now: float) -> None:
         """Leases are counted anew where due times were set by the former policy."""
-        self._policy = self.own.policy = policy
-        self._due = [(now, agent_id) for _, agent_id in self._due]
-        heapq.heapify(self._due)
+        self._policy = self.own.policy = self._asked.policy = policy
+        self._due.all_at(now)
+        self._asked.touch_all()
 
     # What follows
 
     def decide(self, now: float) -> FleetDecision:
         hearing = self.own.at(now)
         self._look_at_due(hearing, now)
-        mass = self._mass(now)
+        batch = [each for each in self._asked.take(now, JUDGED_MAX) if self._is_under_inquiry(each, now)]
+        mass = self._mass()
         if mass:
             hearing = Hearing(hearing.since, hearing.deaf, mass)
-        self._hearing, self._now = hearing, now
+        if _worth(hearing) != _worth(self._hearing):
+            # What silence proves is another. Nobody may stay missing by what held before; the others follow.
+            self._asked.touch_all()
+            batch = list(dict.fromkeys((*batch, *self._standing.missing_agents)))
+        self._hearing, self._now, self._late_asks = hearing, now, 0
         asks: list[AgentId] = []
         observes: list[AgentId] = []
-        missing: dict[InstanceId, Missing] = {}
-        lagged = ""
-        late_asks = 0
-        next_check = self._due[0][0] if self._due else now + self._policy.lease_seconds
-        for agent_id, inquiry in list(self._inquiries.items()):
-            agent = self._agents[agent_id]
-            if self._over(agent, inquiry):
-                self._drop_inquiry(agent_id, now)
-                continue
-            judged = judge(agent.life, inquiry, agent.expected_at, hearing, now, self._policy)
-            if judged.verdict is not agent.judged.verdict:
-                self._changed[agent_id] = None
-            agent.judged = judged
-            if judged.verdict is Verdict.MISSING:
-                if inquiry.concluded_at is None:
-                    inquiry.concluded_at = now
-                if agent.instance is not None:
-                    since = max(agent.life.alive_at, agent.expected_at)
-                    missing[agent.instance] = Missing(agent_id, since, judged.evidence, judged.by_cloud)
-            elif judged.because is Because.LAGGED:
-                lagged = self.own.lag(now)
-            if not inquiry.asking and inquiry.next_ask_at <= now and self.own.connected:
-                if not inquiry.suspect:
-                    late_asks += 1
-                    if late_asks > LATE_ASKS_MAX:
-                        continue
-                inquiry.asking = True
-                asks.append(agent_id)
-            observable = inquiry.suspect and agent.instance is not None
-            if observable and not inquiry.observing and inquiry.next_observe_at <= now:
-                inquiry.observing = True
-                observes.append(agent_id)
-            next_check = min(next_check, self._next_look(agent, inquiry, hearing, now))
+        for agent_id in batch:
+            if self._is_under_inquiry(agent_id, now):
+                self._judge(agent_id, self._inquiries[agent_id], asks, observes)
         self.counters.asked += len(asks)
         self.counters.observed += len(observes)
+        standing = self._standing
+        lagged = self.own.lag(now) if standing.lagged else ""
+        cannot_tell = hearing.deaf or hearing.mass or lagged
         return FleetDecision(
-            Judgement(now, missing, hearing.deaf or hearing.mass or lagged),
+            Judgement(now, standing.missing(), cannot_tell, suspects=standing.suspects()),
             tuple(asks),
             tuple(observes),
-            next_check,
+            self._next_check(now),
         )
+
+    def _is_under_inquiry(self, agent_id: AgentId, now: float) -> bool:
+        """Ends the inquiry if it is over; else it is known after this whether the agent counts toward a mass loss."""
+        agent, inquiry = self._agents[agent_id], self._inquiries.get(agent_id)
+        if inquiry is None:
+            return False
+        if is_over(agent.life, inquiry):
+            self._drop_inquiry(agent_id, now)
+            return False
+        concluded = inquiry.concluded_at is not None and now - inquiry.concluded_at > self._policy.lease_seconds
+        silent = inquiry.suspect and agent.instance is not None and not inquiry.cloud_says_off and not concluded
+        self._standing.silent(agent_id, silent)
+        return True
+
+    def _judge(self, agent_id: AgentId, inquiry: Inquiry, asks: list[AgentId], observes: list[AgentId]) -> None:
+        agent, hearing, now, policy = self._agents[agent_id], self._hearing, self._now, self._policy
+        judged = judge(agent.life, inquiry, agent.expected_at, hearing, now, policy)
+        if judged.verdict is not agent.judged.verdict:
+            self._changed[agent_id] = None
+        agent.judged = judged
+        if judged.verdict is Verdict.MISSING and inquiry.concluded_at is None:
+            inquiry.concluded_at = now
+        self._standing.judged(agent_id, agent.instance, judged, max(agent.life.alive_at, agent.expected_at))
+        if not inquiry.asking and inquiry.next_ask_at <= now and self.own.connected:
+            self._late_asks += not inquiry.suspect
+            if not inquiry.suspect and self._late_asks > LATE_ASKS_MAX:
+                self._asked.put_off(agent_id)
+                return
+            inquiry.asking = True
+            asks.append(agent_id)
+        observable = inquiry.suspect and agent.instance is not None
+        if observable and not inquiry.observing and inquiry.next_observe_at <= now:
+            inquiry.observing = True
+            observes.append(agent_id)
+        at = next_look(agent.life, inquiry, agent.expected_at, hearing, now, policy)
+        self._asked.look_again_at(agent_id, inquiry, at, now)
+
+    def _next_check(self, now: float) -> float:
+        at = now + self._policy.lease_seconds
+        due_at, judge_at = self._due.next_at(), self._asked.next_at(now)
+        if due_at is not None:
+            at = min(at, now if due_at <= now else max(due_at, now + DUE_APART_SECONDS))
+        return at if judge_at is None else min(at, judge_at)
 
     def verdict(self, agent: AgentId) -> Verdict:
         return self._judged(agent).verdict
 
     def last_heartbeat(self, agent: AgentId) -> Heartbeat | None:
-        """Decoded when asked for: few ask, and the bytes are an eighth of the objects."""
         known = self._agents.get(agent)
-        return wire.decode(known.payload) if known is not None and known.payload else None
+        return last_words.whole(known.words) if known is not None else None
+
+    def awaits_answer(self, agent: AgentId) -> bool:
+        """Whether a question to it was begun, and it is still to be asked."""
+        inquiry = self._inquiries.get(agent)
+        return inquiry is not None and inquiry.asking
+
+    def last_glance(self, agent: AgentId) -> Glance | None:
+        known = self._agents.get(agent)
+        return None if known is None else known.words.glance
+
+    def revision(self, agent: AgentId) -> int | None:
+        glance = self.last_glance(agent)
+        extension = None if glance is None else glance.resurgam
+        return extension.revision if extension is not None else None
 
     def heard_after(self, agent: AgentId, at_seconds: float) -> bool:
         known = self._agents.get(agent)
@@ -325,7 +359,7 @@ class Fleet:
 
     def heartbeat_seen(self, agent_id: AgentId) -> bool:
         agent = self._agents.get(agent_id)
-        return agent is not None and agent.glance is not None
+        return agent is not None and agent.words.glance is not None
 
     def take_changed(self) -> tuple[AgentId, ...]:
         """Agents whose heartbeat's content, verdict or expectation changed since the last call."""
@@ -344,16 +378,7 @@ class Fleet:
         agent = self._agents.get(agent_id)
         if agent is None:
             return None
-        judged = self._judged(agent_id)
-        return AgentView(
-            agent=agent_id,
-            verdict=judged.verdict,
-            evidence=judged.evidence,
-            glance=agent.glance,
-            silent_seconds=now - agent.life.alive_at,
-            heartbeats_missing_seconds=now - agent.life.heard_at,
-            known_seconds=now - agent.first_at,
-        )
+        return agent_state.view(agent_id, agent, self._judged(agent_id), now, self._policy)
 
     def strangers(self, now: float) -> Iterator[AgentView]:
         """Agents that are heard and not expected."""
@@ -362,15 +387,22 @@ class Fleet:
             if view is not None:
                 yield view
 
+    def stranger_ids(self) -> list[AgentId]:
+        return list(self._strangers)
+
     def verdicts(self) -> dict[Verdict, int]:
-        """How many expected agents have which verdict."""
+        """How many expected agents have which verdict. Costs what is under inquiry; only while the monitor is deaf all
+        are looked at, and of a big fleet not more often than every DEAF_COUNT_SECONDS."""
         counts = dict.fromkeys(Verdict, 0)
         if self._hearing.deaf:
-            for agent_id in self._expected.values():
-                counts[self._judged(agent_id).verdict] += 1
+            at, known = self._counted_deaf
+            if len(self._expected) > COUNTED_AT_ONCE and 0 <= self._now - at < DEAF_COUNT_SECONDS:
+                return dict(known)
+            self._count_all(counts)
+            self._counted_deaf = (self._now, dict(counts))
             return counts
-        for agent_id in self._expected.values():
-            counts[Verdict.ALIVE if self._agents[agent_id].life.ever_heard else Verdict.UNHEARD] += 1
+        counts[Verdict.UNHEARD] = len(self._unheard)
+        counts[Verdict.ALIVE] = len(self._expected) - len(self._unheard)
         for agent_id, inquiry in self._inquiries.items():
             agent = self._agents[agent_id]
             if inquiry.suspect and agent.instance is not None:
@@ -378,27 +410,45 @@ class Fleet:
                 counts[agent.judged.verdict] += 1
         return counts
 
+    def _count_all(self, counts: dict[Verdict, int]) -> None:
+        """As `_judged` each, without making a value for each."""
+        agents, inquiries, policy, now = self._agents, self._inquiries, self._policy, self._now
+        for agent_id in self._expected.values():
+            agent = agents[agent_id]
+            life, inquiry = agent.life, inquiries.get(agent_id)
+            if inquiry is not None and inquiry.suspect:
+                counts[agent.judged.verdict] += 1
+            elif life.alive_at == NEVER:
+                counts[Verdict.UNHEARD] += 1
+            elif now - max(life.alive_at, agent.expected_at) > lease_seconds(life, policy):
+                counts[Verdict.CANNOT_TELL] += 1
+            else:
+                counts[Verdict.ALIVE] += 1
+
     def __len__(self) -> int:
         return len(self._agents)
 
-    def _add(self, agent_id: AgentId, now: float) -> _Agent:
-        agent = self._agents[agent_id] = _Agent(now)
+    def _add(self, agent_id: AgentId, now: float) -> Agent:
+        agent = self._agents[agent_id] = Agent(now, Life(), Words(beat=len(self._agents) % last_words.REPACK_SECONDS))
         self._strangers[agent_id] = None
         self._schedule(agent_id, agent, now + self._policy.suspect_after_seconds)
         return agent
 
-    def _schedule(self, agent_id: AgentId, agent: _Agent, at: float) -> None:
+    def _schedule(self, agent_id: AgentId, agent: Agent, at: float) -> None:
         if not agent.due:
             agent.due = True
-            heapq.heappush(self._due, (at, agent_id))
+            self._due.add(agent_id, at)
 
     def _look_at_due(self, hearing: Hearing, now: float) -> None:
-        policy = self._policy
-        while self._due and self._due[0][0] <= now:
-            _, agent_id = heapq.heappop(self._due)
-            agent = self._agents[agent_id]
-            agent.due = False
+        policy, agents, due = self._policy, self._agents, self._due
+        suspect_after = policy.suspect_after_seconds
+        for agent_id in due.take_some(now, DUE_MAX):
+            agent = agents[agent_id]
             alive_at = agent.life.alive_at
+            if alive_at + suspect_after > now and agent.instance is not None:
+                due.add(agent_id, alive_at + suspect_after)  # nearly everyone; never later than what follows would say
+                continue
+            agent.due = False
             if agent.instance is None:
                 if now - max(alive_at, agent.first_at) > policy.stranger_after_seconds:
                     self._forget(agent_id)
@@ -408,106 +458,51 @@ class Fleet:
             inquiry = self._inquiries.get(agent_id)
             if inquiry is not None and inquiry.suspect:
                 continue  # scheduled again when that is over
-            quiet_until = max(alive_at, agent.expected_at, hearing.since) + policy.suspect_after_seconds
+            quiet_until = max(alive_at, agent.expected_at, hearing.since) + suspect_after_seconds(agent.life, policy)
             if agent.booting and alive_at == NEVER:
                 quiet_until = now + policy.suspect_after_seconds
             if quiet_until > now:
                 self._schedule(agent_id, agent, quiet_until)
             else:
-                self._inquire(agent_id, Cause.SILENT, now)
-
-    def _inquire(self, agent_id: AgentId, cause: Cause, at: float) -> None:
-        inquiry = self._inquiries.get(agent_id)
-        if inquiry is None:
-            self._inquiries[agent_id] = Inquiry(cause, at)
-            return
-        if inquiry.concluded_at is not None or cause is Cause.LATE:
-            return
-        told = (Cause.DISCONNECTED, Cause.SHUT_DOWN)
-        if not inquiry.suspect or (cause in told and inquiry.cause not in told):
-            inquiry.cause = cause
-            inquiry.began_at = inquiry.next_ask_at = inquiry.next_observe_at = at
-
-    @staticmethod
-    def _over(agent: _Agent, inquiry: Inquiry) -> bool:
-        """Whether a sign of life came that is younger than the cause."""
-        life = agent.life
-        if life.alive_at > inquiry.began_at or life.answered_at >= inquiry.began_at:
-            return True
-        return inquiry.cause is Cause.LATE and inquiry.unanswered_at >= inquiry.began_at
+                self._asked.begin(agent_id, Cause.SILENT, now)
 
     def _drop_inquiry(self, agent_id: AgentId, now: float) -> None:
-        if self._inquiries.pop(agent_id, None) is None:
+        if not self._asked.drop(agent_id):
             return
+        self._standing.gone(agent_id)
         agent = self._agents[agent_id]
         if agent.judged.verdict is not Verdict.ALIVE:
-            agent.judged = _ALIVE if agent.life.ever_heard else _UNHEARD
+            agent.judged = ALIVE if agent.life.ever_heard else UNHEARD
             self._changed[agent_id] = None
         self._schedule(agent_id, agent, now)
 
     def _forget(self, agent_id: AgentId) -> None:
         del self._agents[agent_id]
         self._strangers.pop(agent_id, None)
-        self._inquiries.pop(agent_id, None)
+        self._asked.drop(agent_id)
+        self._standing.gone(agent_id)
         self._changed[agent_id] = None
 
-    def _mass(self, now: float) -> str:
+    def _mass(self) -> str:
         """Why silence proves nothing now, "" when it does: a large share went silent at about the same time, and the
         cloud does not say that they are off. Those concluded less than a lease ago count and are taken back."""
-        policy = self._policy
-        if len(self._inquiries) < policy.mass_count:
-            return ""
-        silent = 0
-        for agent_id, inquiry in self._inquiries.items():
-            agent = self._agents[agent_id]
-            concluded = inquiry.concluded_at is not None and now - inquiry.concluded_at > policy.lease_seconds
-            if (
-                inquiry.suspect
-                and agent.instance is not None
-                and not inquiry.cloud_says_off
-                and not concluded
-                and not self._over(agent, inquiry)
-            ):
-                silent += 1
+        policy, silent = self._policy, self._standing.silent_count
         if silent < policy.mass_count or silent < policy.mass_share * len(self._expected):
             return ""
         return f"{silent} of {len(self._expected)} VMs went silent at once"
 
-    def _next_look(self, agent: _Agent, inquiry: Inquiry, hearing: Hearing, now: float) -> float:
-        lease_ends = max(agent.life.alive_at, agent.expected_at, hearing.since) + self._policy.lease_seconds
-        times = [lease_ends]
-        if not inquiry.asking:
-            times.append(inquiry.next_ask_at)
-        if inquiry.suspect and not inquiry.observing:
-            times.append(inquiry.next_observe_at)
-        return min((at for at in times if at > now), default=now + self._policy.lease_seconds)
-
     def _judged(self, agent_id: AgentId) -> Judged:
         agent = self._agents.get(agent_id)
         if agent is None:
-            return _UNHEARD
+            return UNHEARD
         inquiry = self._inquiries.get(agent_id)
         if inquiry is not None and inquiry.suspect:
             return agent.judged
         if agent.life.alive_at != NEVER and not self._hearing.deaf:
-            return _ALIVE
+            return ALIVE
         return judge(agent.life, None, agent.expected_at, self._hearing, self._now, self._policy)
 
 
-def _differs(before: Glance, now: Glance) -> bool:
-    """Whether a heartbeat says something that the one before did not; sequence and time always differ."""
-    a, b = before.resurgam, now.resurgam
-    if a is None or b is None:
-        return a is not b or before.job_state != now.job_state or before.deployment != now.deployment
-    return (
-        before.job_state != now.job_state
-        or a.revision != b.revision
-        or a.engine is not b.engine
-        or a.containers != b.containers
-        or a.disks != b.disks
-        or a.isolated != b.isolated
-        or a.draining != b.draining
-        or a.wanted != b.wanted
-        or a.instance != b.instance
-        or a.generation != b.generation
-    )
+def _worth(hearing: Hearing) -> tuple[object, ...]:
+    """What a verdict depends on; how many seconds its reason tells of is no part of that."""
+    return (None if hearing.deaf else hearing.since, without_numbers(hearing.deaf), bool(hearing.mass))

@@ -98,12 +98,12 @@ def _meltdown(inputs: GuardInputs) -> GuardDecision | None:
     if inputs.switches.meltdown_overridden_until > inputs.now_unix:
         return None
     for scope in (FLEET, inputs.deployment):
-        reason = inputs.meltdowns.get(scope)
-        if reason is not None:
+        if scope in inputs.meltdowns:
+            # Not how many: the sentence stays the same while the hold does, so each of a thousand is written down once.
             return GuardDecision(
                 Hold.MELTDOWN,
-                f"meltdown of {scope}: {reason}; look for the common cause, then `resurgam meltdown"
-                " override` lets it go on",
+                f"meltdown of {scope}: too many VMs were lost at once; look for the common cause, then `resurgam"
+                " meltdown override` lets it go on",
             )
     return None
 

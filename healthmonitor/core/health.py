@@ -76,11 +76,15 @@ def _lacking_containers(record: InstanceRecord, reports: dict[str, ReportedConta
             found.append(f"{container.name} is not reported")
         elif report.state not in _right_states(record, container.name):
             found.append(f"{container.name} is {report.state.value}" + (f" ({report.detail})" if report.detail else ""))
-        elif report.spec_hash and report.spec_hash != spec_hash(container):
+        elif report.spec_hash and report.spec_hash != spec_hash(container) and not _is_stopped(record, container.name):
+            # One that is stopped by a person's word is made anew when it is started, not before.
             found.append(f"{container.name} still runs an older specification")
     return found
 
 
 def _right_states(record: InstanceRecord, container: ContainerName) -> frozenset[ContainerState]:
-    stopped = record.wanted is Wanted.STOPPED or container in record.stopped_containers
-    return _AS_STOPPED if stopped else _AS_STARTED
+    return _AS_STOPPED if _is_stopped(record, container) else _AS_STARTED
+
+
+def _is_stopped(record: InstanceRecord, container: ContainerName) -> bool:
+    return record.wanted is Wanted.STOPPED or container in record.stopped_containers

@@ -23,6 +23,11 @@ class OwnHearing:
         self._lagged_at = NEVER
         self._lag_seconds = 0.0
 
+    def begins(self, at: float) -> None:
+        """It listens only now: what it reads before it does may take long."""
+        self._started_at = max(self._started_at, at)
+        self._canary_at = max(self._canary_at, at)
+
     def bus_changed(self, connected: bool, at: float) -> None:
         if connected and not self.connected:
             self._back_at = at

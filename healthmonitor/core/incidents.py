@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from healthmonitor.core.deviations import Deviation
 from healthmonitor.core.policy import IncidentPolicy
+from healthmonitor.core.reasons import without_numbers
 from healthmonitor.core.records import Incident
 
 _ABOUT_THE_VM = frozenset({"vm_missing", "vm_suspect"})
@@ -156,12 +157,14 @@ def _causes(incident: Incident) -> Iterable[str]:
     """Keys of incidents that would explain this one, the deepest first."""
     if incident.kind == "cannot_tell":
         yield "bus_lost:monitor"
+    if incident.kind == "meltdown":
+        yield "meltdown:fleet"
     instance = instance_of(incident)
     if not instance:
         return
     if incident.kind in ("vm_suspect", "operation_held"):
         yield from _MONITOR
-    if incident.kind in ("vm_missing", "operation_held"):
+    if incident.kind in ("vm_missing", "vm_suspect", "operation_held"):
         yield "meltdown:fleet"
         yield f"meltdown:{instance.split('/')[0]}"
     if incident.kind not in _NOT_EXPLAINED_BY_THE_VM:
@@ -205,7 +208,4 @@ def _title(deviation: Deviation, flapping: bool) -> str:
 
 def _same(before: str, now: str) -> bool:
     """Whether two details differ in numbers only: how long, how often. That is no news."""
-    return before == now or before.translate(_NO_DIGITS) == now.translate(_NO_DIGITS)
-
-
-_NO_DIGITS = str.maketrans("", "", "0123456789.")
+    return before == now or without_numbers(before) == without_numbers(now)

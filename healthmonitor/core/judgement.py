@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from protocol.heartbeat import Heartbeat
+from protocol.heartbeat import Glance, Heartbeat
 from protocol.ids import AgentId, InstanceId
 
 
@@ -32,6 +32,15 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """A VM that was lost, as whoever led then wrote it down. `agent`: it, or what stands for it in the timeline."""
+
+    instance: InstanceId
+    agent: AgentId
+    unix_time: float
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     at_seconds: float
     missing: Mapping[InstanceId, Missing] = field(default_factory=dict)
@@ -39,6 +48,12 @@ class Judgement:
     """The reason, when nothing may be concluded from silence now. What still stands in `missing` then does not rest on
     silence (asked in vain, and the cloud says it is off), and may be acted on."""
     meltdowns: Mapping[str, str] = field(default_factory=dict)  # "fleet" or a deployment → the reason
+    suspects: frozenset[InstanceId] = frozenset()
+    """Not known to be missing (yet): being asked."""
+    brewing: frozenset[str] = frozenset()
+    """Scopes, as in `meltdowns`, that would melt down if all suspects turned out to be missing."""
+    lost_spares: Mapping[str, str] = field(default_factory=dict)
+    """VMs that are nobody's and are missing: their key → the evidence."""
 
 
 class FleetView(Protocol):
@@ -46,6 +61,14 @@ class FleetView(Protocol):
 
     def last_heartbeat(self, agent: AgentId) -> Heartbeat | None:
         """None: not heard since this monitor began to listen."""
+        ...
+
+    def last_glance(self, agent: AgentId) -> Glance | None:
+        """Of the last heartbeat what judging needs: without sequence, time, boot, instance and figures."""
+        ...
+
+    def revision(self, agent: AgentId) -> int | None:
+        """Of the specification that it last said to hold. None: not heard, or an agent without our keys."""
         ...
 
     def heard_after(self, agent: AgentId, at_seconds: float) -> bool:

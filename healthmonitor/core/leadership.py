@@ -6,6 +6,8 @@ Laws:
 - A holder may act until TTL - 2 renewals after the *beginning* of its last successful write, so it stops before
   another may begin, however long that write's answer took.
 - Whoever holds is known by the revision it wrote, not by its name: a restarted monitor is a new one.
+- Stepping aside for another is manners, never needed for safety, and it ends: a lease that nobody else takes for a
+  whole TTL is taken all the same.
 
 Does not know: the bus. Times are monotonic seconds of this monitor.
 """
@@ -25,6 +27,7 @@ class LeaseState:
     released: bool = False  # its holder gave it back
     held_revision: int | None = None  # the revision that we wrote last, while the lease is ours
     renewed_at: float = 0.0  # when that write began
+    free_since: float | None = None  # since when it could be taken, as far as this monitor knows
 
 
 class LeaseAction(Enum):
@@ -66,6 +69,21 @@ def may_act(state: LeaseState, now: float, policy: LeadershipPolicy) -> bool:
 
 def acts_until(state: LeaseState, policy: LeadershipPolicy) -> float:
     return state.renewed_at + policy.ttl_seconds - 2.0 * policy.renew_seconds
+
+
+def free(state: LeaseState, now: float) -> LeaseState:
+    """The lease could be taken: by us, or by one whom we let go first."""
+    return state if state.free_since is not None else replace(state, free_since=now)
+
+
+def stands_aside(
+    state: LeaseState, now: float, wishes_to: bool, someone_is_ready: bool, policy: LeadershipPolicy
+) -> bool:
+    """Whether a free lease is left to another: one who was asked to step down, or who has only just started, lets a
+    ready one go first."""
+    if not wishes_to or not someone_is_ready or state.held_revision is not None:
+        return False
+    return state.free_since is None or now - state.free_since < policy.ttl_seconds
 
 
 def decide(state: LeaseState, now: float, policy: LeadershipPolicy) -> LeaseDecision:

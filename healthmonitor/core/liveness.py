@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from healthmonitor.clouds.cloud import Power
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.policy import LivenessPolicy
@@ -37,38 +39,36 @@ class Heard(Enum):
 _RENEWED, _LATE = Heard.RENEWED, Heard.LATE  # looked up for each heartbeat
 
 
-class Life:
-    """Signs of life of one agent. Mutable and slotted: there are as many as there are agents, and each heartbeat
-    touches one."""
+class Life(msgspec.Struct, gc=False, eq=False):
+    """Signs of life of one agent. Mutable, and not followed by the collector: there are as many as agents, and each
+    heartbeat touches one."""
 
-    __slots__ = (
-        "alive_at",
-        "answered_at",
-        "boot_id",
-        "former_boots",
-        "heard_at",
-        "offset_before",
-        "offset_now",
-        "sent_at",
-        "sequence",
-        "window_ends",
-    )
-
-    def __init__(self) -> None:
-        self.alive_at = NEVER  # the VM certainly lived then, on the monitor's clock
-        self.answered_at = NEVER  # when the last question that got an answer was put
-        self.heard_at = NEVER  # when the last heartbeat that counted was received
-        self.boot_id = ""
-        self.former_boots: tuple[str, ...] = ()
-        self.sequence = -1
-        self.sent_at = NEVER  # of the last heartbeat, on the sender's clock
-        self.offset_now = 0.0  # least `received - sent` in the present window
-        self.offset_before = 0.0  # and in the one before
-        self.window_ends = NEVER
+    alive_at: float = NEVER  # the VM certainly lived then, on the monitor's clock
+    answered_at: float = NEVER  # when the last question that got an answer was put
+    heard_at: float = NEVER  # when the last heartbeat that counted was received
+    boot_id: str = ""
+    former_boots: tuple[str, ...] = ()
+    sent_at: float = NEVER  # of the last heartbeat, on the sender's clock
+    offset_now: float = 0.0  # least `received - sent` in the present window
+    offset_before: float = 0.0  # and in the one before
+    window_ends: float = NEVER
+    bosh: bool = False  # it speaks without our keys: a real bosh-agent, which beats at a cadence of its own
 
     @property
     def ever_heard(self) -> bool:
         return self.alive_at != NEVER
+
+
+def lease_seconds(life: Life, policy: LivenessPolicy) -> float:
+    """How long this agent may be silent. Ours beat as often as they are told; BOSH's do as they always do."""
+    return max(policy.lease_seconds, policy.bosh_lease_seconds) if life.bosh else policy.lease_seconds
+
+
+def suspect_after_seconds(life: Life, policy: LivenessPolicy) -> float:
+    """After how long a silence it is asked."""
+    if not life.bosh:
+        return policy.suspect_after_seconds
+    return max(policy.suspect_after_seconds, policy.bosh_suspect_after_seconds)
 
 
 def hear(life: Life, glance: Glance, received_at: float, policy: LivenessPolicy) -> Heard:
@@ -76,6 +76,7 @@ def hear(life: Life, glance: Glance, received_at: float, policy: LivenessPolicy)
     the agent's process where `sequence` begins anew."""
     extension = glance.resurgam
     if extension is None:  # a real bosh-agent: counts as sent when received
+        life.bosh = True
         life.alive_at = life.heard_at = received_at
         return Heard.RENEWED
     sent_at = extension.sent_at_seconds
@@ -92,8 +93,8 @@ def hear(life: Life, glance: Glance, received_at: float, policy: LivenessPolicy)
         life.window_ends = received_at + policy.offset_window_seconds
     elif offset < life.offset_now:
         life.offset_now = offset
+    life.bosh = False
     life.sent_at = sent_at
-    life.sequence = extension.sequence
     life.heard_at = received_at
     quickest = life.offset_now if life.offset_now < life.offset_before else life.offset_before
     # Not max() with the former alive_at: a quicker way seen now shows that the former was judged too young.
@@ -108,7 +109,9 @@ def answer(life: Life, asked_at: float, boot_id: str, uptime_seconds: float | No
     life.alive_at = max(life.alive_at, asked_at)
     life.answered_at = max(life.answered_at, asked_at)
     if uptime_seconds is None:
+        life.bosh = life.sent_at == NEVER
         return
+    life.bosh = False
     # The answer was given after `asked_at`, so this offset is at most the true one: it renews too little, never too
     # much, and by no more than the round trip.
     offset = asked_at - uptime_seconds
@@ -126,7 +129,6 @@ def _begin_boot(life: Life, boot_id: str, offset: float, at: float, policy: Live
         former = (life.boot_id, *(boot for boot in life.former_boots if boot != boot_id))
         life.former_boots = former[:FORMER_BOOTS_MAX]
     life.boot_id = boot_id
-    life.sequence = -1
     life.sent_at = NEVER
     life.offset_now = life.offset_before = offset
     life.window_ends = at + policy.offset_window_seconds
@@ -151,6 +153,7 @@ class Inquiry:
         "began_at",
         "cause",
         "concluded_at",
+        "look_at",
         "next_ask_at",
         "next_observe_at",
         "observing",
@@ -173,6 +176,7 @@ class Inquiry:
         self.power_at = NEVER
         self.power_evidence = ""
         self.concluded_at: float | None = None  # first judged missing
+        self.look_at = float("inf")  # when it comes up to be judged again, whatever happens
 
     @property
     def suspect(self) -> bool:
@@ -217,17 +221,18 @@ def judge(
 ) -> Judged:
     """The verdict on one agent. `expected_at`: since when it is expected, for one that was never heard."""
     last_sign = max(life.alive_at, expected_at)
+    lease = lease_seconds(life, policy)
     if inquiry is None or not inquiry.suspect:
         if not life.ever_heard:
             return Judged(Verdict.UNHEARD, Because.NEVER_HEARD)
-        if hearing.deaf and now - last_sign > policy.lease_seconds:
+        if hearing.deaf and now - last_sign > lease:
             return Judged(Verdict.CANNOT_TELL, Because.DEAF, hearing.deaf)
         return Judged(Verdict.ALIVE, Because.HEARD)
 
     asked_in_vain = inquiry.unanswered_at >= max(inquiry.began_at, hearing.since)
     cloud_says_no = inquiry.power in (Power.OFF, Power.GONE) and inquiry.power_at >= inquiry.began_at
-    lease_over = now - last_sign > policy.lease_seconds
-    lease_over_while_hearing = now - max(last_sign, hearing.since) > policy.lease_seconds
+    lease_over = now - last_sign > lease
+    lease_over_while_hearing = now - max(last_sign, hearing.since) > lease
 
     if hearing.deaf:
         verdict = Verdict.CANNOT_TELL if lease_over or cloud_says_no else Verdict.SUSPECT
@@ -241,6 +246,26 @@ def judge(
     if lease_over and not lease_over_while_hearing:
         return Judged(Verdict.CANNOT_TELL, Because.LAGGED, "the monitor did not hear without a gap for one lease")
     return Judged(Verdict.SUSPECT, Because.UNDER_INQUIRY, _evidence(life, inquiry, now))
+
+
+def is_over(life: Life, inquiry: Inquiry) -> bool:
+    """Whether a sign of life came that is younger than the cause."""
+    if life.alive_at > inquiry.began_at or life.answered_at >= inquiry.began_at:
+        return True
+    return inquiry.cause is Cause.LATE and inquiry.unanswered_at >= inquiry.began_at
+
+
+def next_look(
+    life: Life, inquiry: Inquiry, expected_at: float, hearing: Hearing, now: float, policy: LivenessPolicy
+) -> float:
+    """When the verdict may be another, or something is to be asked. `now` itself when a lease ends at this very moment:
+    it is over only after it."""
+    times = [max(life.alive_at, expected_at, hearing.since) + lease_seconds(life, policy)]
+    if not inquiry.asking:
+        times.append(inquiry.next_ask_at)
+    if inquiry.suspect and not inquiry.observing:
+        times.append(inquiry.next_observe_at)
+    return min((at for at in times if at >= now), default=now + policy.lease_seconds)
 
 
 def _evidence(life: Life, inquiry: Inquiry, now: float) -> str:

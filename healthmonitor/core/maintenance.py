@@ -1,6 +1,7 @@
-"""Maintenance windows: times in which nothing is rebuilt, known beforehand.
+"""Maintenance windows: times in which nothing is rebuilt and nobody is told of VMs, known beforehand.
 
-Law: all times are UTC unless the offset is written; a window ends by itself.
+Law: all times are UTC unless the offset is written; a window ends by itself. Windows of the configuration file and
+those that people add (`records.Maintenance`) count alike.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from healthmonitor.core.units import duration_text
 from healthmonitor.core.yaml_places import Place
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -44,6 +46,23 @@ def open_window(windows: Iterable[Window], now_unix: float) -> Window | None:
     return next((window for window in windows if _is_open(window, now_unix)), None)
 
 
+def describe_window(window: Window) -> str:
+    """`2026-12-01 22:00 to 2026-12-02 02:00 UTC`, `sunday 02:00 for 2h (UTC)`."""
+    if isinstance(window, OnceWindow):
+        return f"{_minute(window.start_unix)} to {_minute(window.end_unix)} UTC"
+    clock = f"{window.at_seconds // 3600:02}:{window.at_seconds // 60 % 60:02}"
+    day = "daily" if window.day is None else DAYS[window.day]
+    return f"{day} {clock} for {duration_text(window.length_seconds)} (UTC)"
+
+
+def ends_at(window: Window, now_unix: float) -> float:
+    """When it ends that is open now or opens next; of one that is over, when it ended."""
+    if isinstance(window, OnceWindow):
+        return window.end_unix
+    since = _since_opening(window, now_unix)
+    return now_unix - since + window.length_seconds + (0.0 if since < window.length_seconds else _period(window))
+
+
 def read_windows(place: Place) -> tuple[Window, ...]:
     windows: list[Window] = []
     for item in place.items("a list of {start, end} or {day, at, for}"):
@@ -69,9 +88,20 @@ def read_windows(place: Place) -> tuple[Window, ...]:
 def _is_open(window: Window, now_unix: float) -> bool:
     if isinstance(window, OnceWindow):
         return window.start_unix <= now_unix < window.end_unix
-    period = DAY_SECONDS if window.day is None else WEEK_SECONDS
+    return _since_opening(window, now_unix) < window.length_seconds
+
+
+def _period(window: WeeklyWindow) -> int:
+    return DAY_SECONDS if window.day is None else WEEK_SECONDS
+
+
+def _since_opening(window: WeeklyWindow, now_unix: float) -> float:
     start = _MONDAY_UNIX + (window.day or 0) * DAY_SECONDS + window.at_seconds
-    return (now_unix - start) % period < window.length_seconds
+    return (now_unix - start) % _period(window)
+
+
+def _minute(unix_time: float) -> str:
+    return f"{datetime.fromtimestamp(unix_time, UTC):%Y-%m-%d %H:%M}"
 
 
 def _weekly(fields: dict[str, Place], reason: str) -> WeeklyWindow:

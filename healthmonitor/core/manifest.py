@@ -21,12 +21,31 @@ class VmSize:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskGrowth:
+    """When `at_share` of it is used a disk becomes larger by `by_share` of itself, at most `up_to_mib`."""
+
+    at_share: float
+    by_share: float
+    up_to_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSchedule:
+    """A snapshot every so often; the newest `keep` are kept."""
+
+    every_seconds: float
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
 class DiskRequirement:
     name: DiskName
     size_mib: int
     filesystem: str = "ext4"
     mount_options: tuple[str, ...] = ()
     cloud_properties: Mapping[str, Any] = field(default_factory=dict)
+    grow: DiskGrowth | None = None
+    snapshots: SnapshotSchedule | None = None
 
 
 @dataclass(frozen=True, slots=True)

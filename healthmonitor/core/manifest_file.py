@@ -13,11 +13,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from healthmonitor.core import units
 from healthmonitor.core.compose import ReadContainer, Surroundings, read_container
 from healthmonitor.core.compose_network import check_host_ports
 from healthmonitor.core.container_references import check_references
 from healthmonitor.core.located_yaml import ManifestError, Report, read_yaml
-from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, UpdatePolicy, VmSize
+from healthmonitor.core.manifest import (
+    DiskGrowth,
+    DiskRequirement,
+    InstanceGroup,
+    Manifest,
+    SnapshotSchedule,
+    UpdatePolicy,
+    VmSize,
+)
 from healthmonitor.core.manifest_refusals import GROUP_REFUSED, TOP_REFUSED, VM_REFUSED
 from healthmonitor.core.yaml_places import Place, nearest
 from protocol.ids import CloudName, DeploymentName, DiskName, is_name
@@ -29,6 +38,9 @@ CONTAINERS_MAX = 200
 DISKS_MAX = 16
 MEMORY_MIN_MIB, MEMORY_MAX_MIB = 128, 24 * 1024 * 1024
 DISK_MIN_MIB, DISK_MAX_MIB = 16, 64 * 1024 * 1024
+GROW_AT_LEAST = 0.5
+SNAPSHOTS_APART_LEAST_SECONDS = 60.0
+SNAPSHOTS_MAX = 100
 CPUS_MAX = 1024
 WATCH_MAX_SECONDS = 24 * 3600.0
 
@@ -255,16 +267,51 @@ def _disks(place: Place) -> list[DiskRequirement]:
 def _disk(name: DiskName, place: Place) -> DiskRequirement:
     if not place.is_mapping:
         return DiskRequirement(name, place.size_mib(DISK_MIN_MIB, DISK_MAX_MIB))
-    fields = place.fields(("size", "filesystem", "mount_options", "cloud_properties"))
+    fields = place.fields(("size", "filesystem", "mount_options", "cloud_properties", "grow", "snapshots"))
     if "size" not in fields:
         place.error("size is missing; expected such as size: 10GiB")
+    size_mib = fields["size"].size_mib(DISK_MIN_MIB, DISK_MAX_MIB) if "size" in fields else DISK_MIN_MIB
     return DiskRequirement(
         name,
-        fields["size"].size_mib(DISK_MIN_MIB, DISK_MAX_MIB) if "size" in fields else DISK_MIN_MIB,
+        size_mib,
         fields["filesystem"].one_of(("ext4", "xfs"), "ext4") if "filesystem" in fields else "ext4",
         _mount_options(fields["mount_options"]) if "mount_options" in fields else (),
         _properties(fields["cloud_properties"]) if "cloud_properties" in fields else {},
+        _growth(fields["grow"], size_mib) if "grow" in fields else None,
+        _snapshots(fields["snapshots"]) if "snapshots" in fields else None,
     )
+
+
+def _snapshots(place: Place) -> SnapshotSchedule | None:
+    if place.is_null:
+        return None
+    fields = place.fields(("every", "keep"), {}, "a mapping such as {every: 24h, keep: 7}")
+    for key, example in (("every", "24h"), ("keep", "7")):
+        if key not in fields:
+            place.error(f"{key} is missing; expected such as {key}: {example}")
+    if not {"every", "keep"} <= set(fields):
+        return None
+    every = fields["every"].duration(SNAPSHOTS_APART_LEAST_SECONDS)
+    return SnapshotSchedule(every, fields["keep"].integer(1, SNAPSHOTS_MAX))
+
+
+def _growth(place: Place, size_mib: int) -> DiskGrowth | None:
+    if place.is_null:
+        return None
+    fields = place.fields(("at", "by", "up_to"), {}, "a mapping such as {at: 85%, by: 25%, up_to: 100GiB}")
+    for key, example in (("at", "85%"), ("by", "25%"), ("up_to", "100GiB")):
+        if key not in fields:
+            place.error(f"{key} is missing; expected such as {key}: {example}")
+    if not {"at", "by", "up_to"} <= set(fields):
+        return None
+    grow = DiskGrowth(
+        fields["at"].share(), fields["by"].share(), fields["up_to"].size_mib(DISK_MIN_MIB, DISK_MAX_MIB, DISK_MAX_MIB)
+    )
+    if grow.at_share < GROW_AT_LEAST:
+        fields["at"].error(f"{grow.at_share:.0%}; at least {GROW_AT_LEAST:.0%}: a disk never shrinks again by itself")
+    if grow.up_to_mib <= size_mib:
+        fields["up_to"].error(f"expected more than the disk's size, {units.size_text(size_mib)}")
+    return grow
 
 
 def _mount_options(place: Place) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ Does not know: whether resurrection is switched on, what rebuilding is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from healthmonitor.core.policy import MeltdownPolicy
@@ -51,9 +51,16 @@ class Meltdown:
         self._lost_at.setdefault(lost, at)
 
     def decide(
-        self, missing: Mapping[InstanceId, AgentId], sizes: Mapping[DeploymentName, int], overridden: bool, now: float
+        self,
+        missing: Mapping[InstanceId, AgentId],
+        sizes: Mapping[DeploymentName, int],
+        overridden: bool,
+        now: float,
+        suspects: Collection[InstanceId] = (),
     ) -> Mapping[str, str]:
-        """The meltdowns that hold now: "fleet" or a deployment → the reason. `sizes`: expected VMs by deployment."""
+        """The meltdowns that hold now: "fleet" or a deployment → the reason. `sizes`: expected VMs by deployment.
+        `suspects` are told of in the reason and count for nothing: whoever is called at the beginning of a large loss
+        is to know how large it will be."""
         current = {Lost(instance, agent) for instance, agent in missing.items()}
         for lost in current - self._missing:
             self._lost_at.setdefault(lost, now)
@@ -68,18 +75,35 @@ class Meltdown:
             return {}
         within_window = _by_scope(lost.instance for lost in self._lost_at)
         missing_now = _by_scope(lost.instance for lost in current)
+        suspect_now = _by_scope(suspects)
         scopes = {str(name): size for name, size in sizes.items()}
         scopes[FLEET] = sum(sizes.values())
         for scope, size in scopes.items():
             if too_many(within_window[scope], size, self.policy):
                 self._active[scope] = (
-                    f"{within_window[scope]} of {size} VMs went missing within "
-                    f"{self.policy.window_seconds:.0f} s, {missing_now[scope]} are missing now"
+                    f"{within_window[scope]} of {size} VMs went missing within {self.policy.window_seconds:.0f} s, "
+                    f"{missing_now[scope]} are missing now, {suspect_now[scope]} more are silent and being asked"
                 )
         for scope in list(self._active):
             if scope not in scopes or self._is_calm(scope, missing_now[scope], scopes[scope], now):
-                self._end(scope)
+                self._end(scope, now)
         return dict(self._active)
+
+    def brewing(
+        self, suspects: Collection[InstanceId], sizes: Mapping[DeploymentName, int], overridden: bool
+    ) -> frozenset[str]:
+        """Scopes without a meltdown that would have one if all `suspects` turned out to be missing. Of the losses as
+        `decide` saw them last."""
+        if not suspects or not self._lost_at or not self.policy.enabled or overridden:
+            return frozenset()
+        expected = _by_scope([*(lost.instance for lost in self._lost_at), *suspects])
+        scopes = {str(name): size for name, size in sizes.items()}
+        scopes[FLEET] = sum(sizes.values())
+        return frozenset(
+            scope
+            for scope, size in scopes.items()
+            if scope not in self._active and too_many(expected[scope], size, self.policy)
+        )
 
     def _is_calm(self, scope: str, missing_now: int, size: int, now: float) -> bool:
         if too_many(missing_now, size, self.policy):
@@ -87,15 +111,17 @@ class Meltdown:
             return False
         return now - self._calm_since.setdefault(scope, now) >= self.policy.calm_seconds
 
-    def _end(self, scope: str) -> None:
-        """What led to it is forgotten, or it would begin again at once."""
+    def _end(self, scope: str, now: float) -> None:
+        """What led to it is forgotten, or it would begin again at once. But for those that are missing still: they are
+        rebuilt only now, and count as if they were lost now."""
         del self._active[scope]
         self._calm_since.pop(scope, None)
-        self._lost_at = {
-            lost: at
-            for lost, at in self._lost_at.items()
-            if scope != FLEET and split_instance_id(lost.instance)[0] != scope
-        }
+        for lost in list(self._lost_at):
+            if scope in (FLEET, split_instance_id(lost.instance)[0]):
+                if lost in self._missing:
+                    self._lost_at[lost] = now
+                else:
+                    del self._lost_at[lost]
 
 
 def _by_scope(instances: Iterable[InstanceId]) -> Counter[str]:

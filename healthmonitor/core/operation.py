@@ -48,6 +48,20 @@ STEPS: Mapping[OperationKind, tuple[Step, ...]] = MappingProxyType(
             Step.HEALTHY,
             Step.DONE,
         ),
+        # An update with the containers stopped in the middle. A VM that is lost meanwhile is rebuilt at once, with its
+        # old disks; what was begun here is begun again after that.
+        OperationKind.CHANGE_DISKS: (
+            Step.MAKE_DISKS,
+            Step.ATTACH,
+            Step.HEAR_AGENT,
+            Step.QUIESCE,
+            Step.REWORK,
+            Step.SWAP,
+            Step.MOUNT,
+            Step.APPLY,
+            Step.HEALTHY,
+            Step.DONE,
+        ),
         OperationKind.DELETE: (Step.DRAIN, *_REMOVE, Step.FREE_DISKS, Step.FORGET, Step.DONE),
     }
 )
@@ -55,10 +69,15 @@ STEPS: Mapping[OperationKind, tuple[Step, ...]] = MappingProxyType(
 NEEDS_PROOF = frozenset(Step) - {Step.CONFIRM, Step.GUARD, Step.DRAIN, Step.FENCE}
 """Steps that may not be reached with an unfenced old VM (but by one that ends before: alive again)."""
 
-NEW_VM_STEPS = frozenset({Step.ATTACH, Step.HEAR_AGENT, Step.MOUNT, Step.APPLY, Step.HEALTHY})
+IN_PLACE = frozenset({OperationKind.UPDATE, OperationKind.CHANGE_DISKS})
+"""Kinds that leave the VM as it is: they have no old one, and fence nothing."""
+
+NEW_VM_STEPS = frozenset(
+    {Step.ATTACH, Step.HEAR_AGENT, Step.QUIESCE, Step.REWORK, Step.SWAP, Step.MOUNT, Step.APPLY, Step.HEALTHY}
+)
 """Steps in which the instance's present VM is needed; it may be lost in them."""
 
-SETTLED_STEPS = frozenset({Step.MOUNT, Step.APPLY, Step.HEALTHY})
+SETTLED_STEPS = frozenset({Step.QUIESCE, Step.REWORK, Step.SWAP, Step.MOUNT, Step.APPLY, Step.HEALTHY})
 """Steps in which the new VM's agent was heard: from here on the monitor judges whether it is missing. Before, the
 step's own deadline does."""
 
@@ -100,8 +119,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class AliveAgain:
-    """Only at CONFIRM, and after having been held at GUARD or unfenced at FENCE: the VM is there after all; nothing is
-    rebuilt."""
+    """Only at CONFIRM, after having been held at GUARD, and at FENCE while it is not fenced: the VM is there after all;
+    nothing is rebuilt."""
 
     evidence: str
 
@@ -146,7 +165,7 @@ def begin(
     proof, proof_by = "", ""
     if before is not None and before.fence_proof and (old_vm is None or before.old_vm == old_vm):
         old_vm, proof, proof_by = before.old_vm, before.fence_proof, before.proof_by
-    if kind is OperationKind.UPDATE:
+    if kind in IN_PLACE:
         old_vm, proof, proof_by = None, "", ""
     return Operation(
         id=operation_id,
@@ -168,17 +187,17 @@ def absorbs(existing: Operation, kind: OperationKind) -> bool:
     if existing.kind is OperationKind.DELETE:
         return True
     match kind:
-        case OperationKind.UPDATE:
-            return True
+        case OperationKind.UPDATE | OperationKind.CHANGE_DISKS:
+            return True  # one that changes no disks leaves them waiting, and they are begun again after it
         case OperationKind.CREATE:
-            return existing.kind is not OperationKind.UPDATE
+            return existing.kind not in IN_PLACE
         case OperationKind.RESURRECT:
             # The VM that it is about to remove anyway, or has removed; a lost new one is another matter.
-            return existing.kind is not OperationKind.UPDATE and existing.step not in SETTLED_STEPS
+            return existing.kind not in IN_PLACE and existing.step not in SETTLED_STEPS
         case OperationKind.RECREATE:
             # It is past its guard, and has not begun to build: what it will build is the newest record's VM.
             return existing.step in (Step.FENCE, Step.DELETE_VM, Step.MAKE_DISKS, Step.FREE_DISKS) and (
-                existing.kind is not OperationKind.UPDATE
+                existing.kind not in IN_PLACE
             )
         case OperationKind.DELETE:
             return False
@@ -300,9 +319,10 @@ def _again(operation: Operation, hold: Hold, error: str, now_unix: float, policy
 
 
 def _may_be_spared(operation: Operation) -> bool:
-    """Nothing irreversible was done to the old VM yet. At FENCE only where it is known that fencing did not succeed."""
+    """Nothing irreversible was done to the old VM yet. At FENCE only while nothing proves that it was fenced. (A try of
+    which nothing was heard may take effect later: the VM is then missed again, and rebuilt.)"""
     if operation.step is Step.FENCE:
-        return operation.kind is OperationKind.RESURRECT and operation.hold is Hold.UNFENCED
+        return operation.kind is OperationKind.RESURRECT and not operation.fence_proof
     return operation.step in (Step.CONFIRM, Step.GUARD)
 
 

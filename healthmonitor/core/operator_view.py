@@ -8,13 +8,14 @@ Does not know: how it is drawn (healthmonitor/cli), where it came from (healthmo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.records import Hold, InstanceRecord, Operation, OperationKind, Step
-from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Heartbeat
+from protocol.heartbeat import ContainerGlance, ContainerReport, ContainerState, EngineState, Glance, Heartbeat
 from protocol.spec import Wanted
 
 AS_IT_SHOULD_BE = frozenset({ContainerState.RUNNING, ContainerState.COMPLETED})
@@ -48,9 +49,10 @@ class StateInWords:
 
 
 def describe(
-    record: InstanceRecord, verdict: Verdict, heartbeat: Heartbeat | None, operation: Operation | None
+    record: InstanceRecord, verdict: Verdict, heartbeat: Heartbeat | Glance | None, operation: Operation | None
 ) -> StateInWords:
-    """The state of one instance. An operation under way explains whatever else is wrong, so it comes first."""
+    """The state of one instance. An operation under way explains whatever else is wrong, so it comes first.
+    `heartbeat`: the last one, or what judging needs of it, which says the same here."""
     if operation is not None and operation.step is not Step.DONE:
         return describe_operation(operation)
     if record.ignore:
@@ -103,7 +105,7 @@ def what_to_do(operation: Operation) -> str:
             assert_never(operation.hold)
 
 
-def container_is_fine(report: ContainerReport) -> bool:
+def container_is_fine(report: ContainerReport | ContainerGlance) -> bool:
     return report.state in AS_IT_SHOULD_BE or report.state is ContainerState.STOPPED
 
 
@@ -112,6 +114,7 @@ _KINDS = {
     OperationKind.RESURRECT: "being rebuilt",
     OperationKind.RECREATE: "being recreated",
     OperationKind.UPDATE: "being updated",
+    OperationKind.CHANGE_DISKS: "disks being changed",
     OperationKind.DELETE: "being deleted",
 }
 
@@ -139,7 +142,7 @@ def describe_operation(operation: Operation) -> StateInWords:
     return StateInWords(_HOLDS[operation.hold], tone, why, what_to_do(operation))
 
 
-def _alive(record: InstanceRecord, heartbeat: Heartbeat | None) -> StateInWords:
+def _alive(record: InstanceRecord, heartbeat: Heartbeat | Glance | None) -> StateInWords:
     instance = _of(record)
     extension = heartbeat.resurgam if heartbeat is not None else None
     if heartbeat is None or extension is None:
@@ -164,7 +167,7 @@ def _alive(record: InstanceRecord, heartbeat: Heartbeat | None) -> StateInWords:
     return _containers(record, extension.containers)
 
 
-def _containers(record: InstanceRecord, reports: tuple[ContainerReport, ...]) -> StateInWords:
+def _containers(record: InstanceRecord, reports: Sequence[ContainerReport | ContainerGlance]) -> StateInWords:
     instance = _of(record)
     wrong = [report for report in reports if not container_is_fine(report)]
     if not wrong:
@@ -184,7 +187,7 @@ def _containers(record: InstanceRecord, reports: tuple[ContainerReport, ...]) ->
     return StateInWords("degraded", Tone.BAD, why, f"resurgam logs {instance} {broken[0].name}")
 
 
-def container_words(report: ContainerReport) -> str:
+def container_words(report: ContainerReport | ContainerGlance) -> str:
     """`redis crash loop (exited 139): detail`"""
     words = f"{report.name} {report.state.value.replace('_', ' ')}"
     if report.reason.value:

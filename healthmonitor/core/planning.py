@@ -1,7 +1,7 @@
 """Instances as they are and the manifest wanted → what would change, shown before it is made.
 
 Law: what is shown is what the rollout does (a test holds the two together). Nothing here destroys data: a disk that is
-no longer named is kept and said to be; a disk is never made smaller.
+no longer named is kept and said to be; what becomes of the others stands in `core/disk_planning.py`.
 
 Does not know: in which order and how fast instances change (rollout), how a change is carried out (operation).
 """
@@ -9,24 +9,25 @@ Does not know: in which order and how fast instances change (rollout), how a cha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from types import MappingProxyType
 from typing import Any
 
 from healthmonitor.core.differences import container_differences, mapping_differences, shown
-from healthmonitor.core.keys import disk_key
-from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, VmSize
-from healthmonitor.core.records import InstanceRecord, OperationKind, OrphanDisk
+from healthmonitor.core.disk_planning import (
+    NOTHING_KNOWN,
+    DiskFacts,
+    adoptions,
+    disk_line,
+    plan_disks,
+    refused_disks,
+    refused_new,
+)
+from healthmonitor.core.manifest import InstanceGroup, Manifest, VmSize
+from healthmonitor.core.records import InstanceRecord, OperationKind
 from healthmonitor.core.units import size_text
-from protocol.ids import CloudName, ContainerName, DeploymentName, DiskName, InstanceId, instance_id
+from protocol.ids import ContainerName, DeploymentName, DiskName, InstanceId, instance_id
 from protocol.spec import ContainerSpec, spec_hash
-
-REMOUNT_NOTE = "; from its next mount on: a mounted disk is left as it is until its VM restarts or is recreated"
-
-Orphans = Mapping[tuple[CloudName, str], OrphanDisk]
-"""Disks that no instance uses, by cloud and key."""
-_NO_ORPHANS: Orphans = MappingProxyType({})
 
 
 class Verb(Enum):
@@ -34,6 +35,7 @@ class Verb(Enum):
     RECREATE = "recreate"  # the VM is replaced; its disks go with it
     RESTART = "restart"  # in place; some containers restart
     RESIZE = "resize"  # in place; a disk grows, no container restarts
+    MIGRATE = "migrate"  # in place; a disk's data are copied to a new one, with the containers stopped
     UPDATE = "update"  # in place; nothing restarts
     DELETE = "delete"
 
@@ -61,6 +63,7 @@ class InstanceChange:
     containers: ContainerChanges = field(default_factory=ContainerChanges)
     new_disks: tuple[DiskName, ...] = ()
     grown_disks: tuple[DiskName, ...] = ()
+    copied_disks: tuple[DiskName, ...] = ()
     orphaned_disks: tuple[DiskName, ...] = ()
     adopted_disks: tuple[DiskName, ...] = ()  # orphans of the same place and name, with their data
 
@@ -103,7 +106,7 @@ def plan(
     current: Sequence[InstanceRecord],
     now: Manifest | None,
     wanted: Manifest | None,
-    orphans: Orphans = _NO_ORPHANS,
+    facts: DiskFacts = NOTHING_KNOWN,
 ) -> Plan:
     """`wanted` None: the deployment is deleted. `current`: the deployment's instances, each with the group that it has
     been moved to; during a rollout these may lag behind `now`."""
@@ -118,17 +121,16 @@ def plan(
             name = instance_id(wanted.name, group.name, index)
             record = records.pop(name, None)
             if record is None:
-                changes.append(_creation(name, group, orphans))
-                refusals.extend(_refused_orphans(name, group, group.disks, orphans))
+                changes.append(_creation(name, group, facts))
+                refusals.extend(refused_new(name, group, facts))
                 continue
-            warnings.extend(_warnings(record, group))
-            refusals.extend(refusals_of(name, record.group, group))
-            refusals.extend(_refused_orphans(name, group, _new_disks(record.group, group), orphans))
+            warnings.extend(_warnings(record))
+            refusals.extend(refusals_of(name, record.group, group, facts, record))
             if record.deleting:
                 warnings.append(
                     f"{name} is being deleted; it is made anew once it is gone, and adopts the disks that it leaves"
                 )
-            change = change_of(name, record.group, group, orphans)
+            change = change_of(name, record.group, group, facts, record)
             if change is None:
                 unchanged += 1
             else:
@@ -160,6 +162,7 @@ def to_plain(plan: Plan) -> dict[str, Any]:
                 "disks": {
                     "new": list(change.new_disks),
                     "grown": list(change.grown_disks),
+                    "copied": list(change.copied_disks),
                     "orphaned": list(change.orphaned_disks),
                     "adopted": list(change.adopted_disks),
                 },
@@ -182,61 +185,57 @@ def operation_kind(before: InstanceGroup, after: InstanceGroup) -> OperationKind
 
 
 def change_of(
-    instance: InstanceId, before: InstanceGroup, after: InstanceGroup, orphans: Orphans = _NO_ORPHANS
+    instance: InstanceId,
+    before: InstanceGroup,
+    after: InstanceGroup,
+    facts: DiskFacts = NOTHING_KNOWN,
+    record: InstanceRecord | None = None,
 ) -> InstanceChange | None:
     """What differs for the VM and its agent; None when nothing does."""
     vm = _vm_differences(before, after)
     containers, lines = _container_changes(before.containers, after.containers)
-    old, new = {disk.name: disk for disk in before.disks}, {disk.name: disk for disk in after.disks}
-    made = _new_disks(before, after)
-    adopted = _adopted(instance, after, made, orphans)
-    new_disks = tuple(disk.name for disk in made if disk.name not in adopted)
-    grown = tuple(name for name in new if name in old and new[name].size_mib > old[name].size_mib)
-    orphaned = tuple(name for name in old if name not in new)
-    disk_lines = [
-        *(_disk_line(disk, adopted) for disk in made),
-        *(f"disk {name}: grows {size_text(old[name].size_mib)} → {size_text(new[name].size_mib)}" for name in grown),
-        *(f"disk {name}: no longer used; it is kept, with its data, as an orphan" for name in orphaned),
-        *(
-            f"disk {name}: mount options {shown(name, old[name].mount_options)} → "
-            f"{shown(name, new[name].mount_options)}" + ("" if vm else REMOUNT_NOTE)
-            for name in new
-            if name in old and new[name].mount_options != old[name].mount_options
-        ),
-    ]
+    disks = plan_disks(instance, before, after, bool(vm), facts, record)
     other = _agent_differences(before, after)
-    details = (*vm, *disk_lines, *lines, *other)
+    details = (*vm, *disks.lines, *lines, *other)
     if not details:
         return None
+    if disks.stops:
+        containers = _all_stopped(containers, before, after)
     if vm:
         verb = Verb.RECREATE
+    elif disks.copied:
+        verb = Verb.MIGRATE
     elif containers.interrupted:
         verb = Verb.RESTART
-    elif grown and len(details) == len(grown):
+    elif disks.grown and len(details) == len(disks.grown):
         verb = Verb.RESIZE
     else:
         verb = Verb.UPDATE
-    return InstanceChange(instance, verb, details, containers, new_disks, grown, orphaned, tuple(adopted))
+    return InstanceChange(
+        instance, verb, details, containers, disks.made, disks.grown, disks.copied, disks.orphaned, disks.adopted
+    )
 
 
-def refusals_of(instance: InstanceId, before: InstanceGroup, after: InstanceGroup) -> tuple[str, ...]:
+def _all_stopped(changes: ContainerChanges, before: InstanceGroup, after: InstanceGroup) -> ContainerChanges:
+    """Every container that goes on being there stands still once, for a disk."""
+    there = {container.name for container in before.containers}
+    stopped = tuple(
+        container.name
+        for container in after.containers
+        if container.name in there and container.name not in changes.recreated
+    )
+    return replace(changes, restarted=stopped, resupervised=())
+
+
+def refusals_of(
+    instance: InstanceId,
+    before: InstanceGroup,
+    after: InstanceGroup,
+    facts: DiskFacts = NOTHING_KNOWN,
+    record: InstanceRecord | None = None,
+) -> tuple[str, ...]:
     """What cannot be done to an instance that is there."""
-    old = {disk.name: disk for disk in before.disks}
-    refusals: list[str] = []
-    for disk in after.disks:
-        was = old.get(disk.name)
-        if was is None:
-            continue
-        if disk.size_mib < was.size_mib:
-            refusals.append(
-                f"{instance}: disk {disk.name} cannot shrink from {size_text(was.size_mib)} to "
-                f"{size_text(disk.size_mib)}: its data may not fit; declare a disk of another name and copy"
-            )
-        if disk.filesystem != was.filesystem:
-            refusals.append(
-                f"{instance}: disk {disk.name} has {was.filesystem} and is never formatted again as "
-                f"{disk.filesystem}; declare a disk of another name and copy"
-            )
+    refusals = refused_disks(instance, before, after, facts, record)
     if before.cloud != after.cloud:
         refusals.append(
             f"{instance}: cannot move from cloud {before.cloud} to {after.cloud}: its VM and disks are known there; "
@@ -245,58 +244,21 @@ def refusals_of(instance: InstanceId, before: InstanceGroup, after: InstanceGrou
     return tuple(refusals)
 
 
-def _creation(instance: InstanceId, group: InstanceGroup, orphans: Orphans) -> InstanceChange:
-    adopted = _adopted(instance, group, group.disks, orphans)
+def _creation(instance: InstanceId, group: InstanceGroup, facts: DiskFacts) -> InstanceChange:
+    adopted = adoptions(instance, group, group.disks, facts.orphans)
     names = [container.name for container in group.containers]
     return InstanceChange(
         instance,
         Verb.CREATE,
         (
             f"VM in {group.cloud} from {group.stemcell}: {_size(group.vm)}",
-            *(_disk_line(disk, adopted) for disk in group.disks),
+            *(disk_line(disk, adopted) for disk in group.disks),
             *(f"{container.name}: {container.image}" for container in group.containers),
         ),
         ContainerChanges(added=tuple(names)),
         new_disks=tuple(disk.name for disk in group.disks if disk.name not in adopted),
         adopted_disks=tuple(adopted),
     )
-
-
-def _new_disks(before: InstanceGroup, after: InstanceGroup) -> tuple[DiskRequirement, ...]:
-    old = {disk.name for disk in before.disks}
-    return tuple(disk for disk in after.disks if disk.name not in old)
-
-
-def _adopted(
-    instance: InstanceId, group: InstanceGroup, disks: Sequence[DiskRequirement], orphans: Orphans
-) -> dict[DiskName, OrphanDisk]:
-    """Of the disks that a place newly asks for, those that it had before and that were kept."""
-    if not orphans:
-        return {}
-    found = ((disk.name, orphans.get((group.cloud, disk_key(instance, disk.name)))) for disk in disks)
-    return {name: orphan for name, orphan in found if orphan is not None}
-
-
-def _disk_line(disk: DiskRequirement, adopted: Mapping[DiskName, OrphanDisk]) -> str:
-    orphan = adopted.get(disk.name)
-    if orphan is None:
-        return f"disk {disk.name}: new, {size_text(disk.size_mib)}"
-    size = size_text(orphan.size_mib)
-    if orphan.size_mib < disk.size_mib:
-        size = f"grows {size} → {size_text(disk.size_mib)}"
-    return f"disk {disk.name}: adopts orphan {orphan.cid} with its data ({size})"
-
-
-def _refused_orphans(
-    instance: InstanceId, group: InstanceGroup, disks: Sequence[DiskRequirement], orphans: Orphans
-) -> list[str]:
-    adopted = _adopted(instance, group, disks, orphans)
-    return [
-        f"{instance}: disk {disk.name}: orphan {adopted[disk.name].cid} of that name has "
-        f"{adopted[disk.name].filesystem} and is never formatted as {disk.filesystem}; declare a disk of another name"
-        for disk in disks
-        if disk.name in adopted and adopted[disk.name].filesystem != disk.filesystem
-    ]
 
 
 def _deletion(record: InstanceRecord) -> InstanceChange:
@@ -391,19 +353,10 @@ def _agent_differences(before: InstanceGroup, after: InstanceGroup) -> list[str]
     return lines
 
 
-def _warnings(record: InstanceRecord, group: InstanceGroup) -> list[str]:
-    warnings = []
-    if record.ignore:
-        warnings.append(f"{record.instance} is left alone by a person's word until `resurgam start {record.instance}`")
-    old = {disk.name: disk for disk in record.group.disks}
-    for disk in group.disks:
-        was = old.get(disk.name)
-        if was is not None and was.cloud_properties != disk.cloud_properties:
-            warnings.append(
-                f"{record.instance}: cloud_properties of disk {disk.name} count only when a disk is made; "
-                "the present one stays as it is"
-            )
-    return warnings
+def _warnings(record: InstanceRecord) -> list[str]:
+    if not record.ignore:
+        return []
+    return [f"{record.instance} is left alone by a person's word until `resurgam start {record.instance}`"]
 
 
 def _group_warnings(now: Manifest | None, wanted: Manifest | None) -> list[str]:
@@ -434,6 +387,7 @@ _SUMMARY_WORDS: Mapping[Verb, str] = {
     Verb.RECREATE: "recreated",
     Verb.RESTART: _IN_PLACE,
     Verb.RESIZE: _IN_PLACE,
+    Verb.MIGRATE: _IN_PLACE,
     Verb.UPDATE: _IN_PLACE,
     Verb.DELETE: "deleted",
 }

@@ -6,7 +6,11 @@ Law: frozen; a reload makes a new Policy and swaps it between two turns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from protocol.ids import CloudName
+from protocol.spec import IMAGE_RATE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,10 @@ class LivenessPolicy:
     """How long the cloud may take to say whether a suspect VM runs."""
     suspect_after_seconds: float = 7.5
     """Silence after which the agent is asked, before its lease is over: 1.5 intervals."""
+    bosh_lease_seconds: float = 60.0
+    bosh_suspect_after_seconds: float = 45.0
+    """The same for a real bosh-agent, where these are longer. Nobody can tell it how often to beat: it does every 30 s,
+    and BOSH's own monitor counts it as timed out after 60 s. It is asked after 1.5 of its intervals."""
     start_grace_seconds: float = 15.0
     """After the monitor's start, and after the bus came back, nothing is missing for this long: one lease."""
     loop_lag_seconds: float = 1.0
@@ -40,6 +48,9 @@ class LivenessPolicy:
     """The quickest way through the bus is the least `received - sent` of this window and the one before; older ones
     are forgotten, because clocks drift apart."""
     asks_max_in_flight: int = 256
+    asks_per_second: float = 1000.0
+    """Questions begun in a second, over all agents: a bus that says at once that nobody listens would otherwise be
+    asked as fast as one core can, and the monitor would hear nobody."""
     observes_max_in_flight: int = 8
     """Per cloud."""
 
@@ -57,6 +68,9 @@ class MeltdownPolicy:
     maximum_count: int = 10
     calm_seconds: float = 120.0
     """A meltdown ends by itself when for this long fewer are missing than would begin one."""
+    settle_seconds: float = 0.2
+    """Nothing is rebuilt sooner than this after its loss was known: what died with it becomes suspect in that time (a
+    bus sees the connections of one host end within milliseconds), and is waited for (Policy.brewing_seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,10 @@ class ResurrectionPolicy:
     healthy_seconds: float = 300.0
     """After this long the operation is shown as `unhealthy`; it is still watched, and ends when it is healthy."""
     drain_seconds: float = 300.0
+    copy_seconds: float = 7 * 86400.0
+    """For copying a disk and comparing the copy; shown while it goes on, and ended when its VM is lost."""
+    progress_seconds: float = 5.0
+    """How often what takes long says in the timeline how far it is, at most."""
     boot_look_seconds: float = 5.0
     """How often the cloud is asked about a VM whose agent was not heard yet, so that one that died booting is
     replaced without waiting for `agent_boot_seconds`."""
@@ -143,10 +161,68 @@ class AlertPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePolicy:
+    store_max_bytes: int = 8 * 1024**3
+    """Of the image store on the bus, over all replicas' one copy."""
+    rate_bytes: int = IMAGE_RATE_BYTES
+    """A second, that one VM may load from the image store."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPolicy:
+    keep_orphans_seconds: float = 5 * 86400.0
+    """How long a disk that no instance uses is kept, unless a person says otherwise; then it is deleted."""
+    look_seconds: float = 60.0
+    """How often the leader looks for orphans whose time is over."""
+    filling_share: float = 0.85
+    full_share: float = 0.95
+    inodes_share: float = 0.9
+    """Of a disk's space, and of its inodes, in use: from here on it is said."""
+    full_within_seconds: float = 86400.0
+    """A disk that will be full within this at its present growth is said to be filling, however full it is now."""
+    sample_seconds: float = 300.0
+    """How far apart what growth is worked out from; see SAMPLES_MAX in core/disk_use.py."""
+    snapshot_tries_seconds: float = 3600.0
+    """A snapshot that cannot be taken for so long is given up."""
+    grow_apart_seconds: float = 600.0
+    """A disk that grows by itself (core/disk_growth.py) does so at most so often."""
+
+
+@dataclass(frozen=True, slots=True)
 class LeadershipPolicy:
-    ttl_seconds: float = 5.0
-    renew_seconds: float = 1.0
-    """A leader that could not renew for ttl - 2 x renew stops acting; another may begin after ttl."""
+    ttl_seconds: float = 3.0
+    renew_seconds: float = 0.5
+    """A leader that could not renew for ttl - 2 x renew stops acting; another may begin after ttl. It sees a renewal at
+    most `renew` after it was written, so a killed leader is followed after at most ttl + renew, and a write."""
+    presence_seconds: float = 1.0
+    """How often a monitor tells the others that it is there."""
+    present_seconds: float = 3.5
+    """A monitor that was not heard for so long is not counted on: three of the above, and some."""
+    forgotten_seconds: float = 86400.0
+    """A monitor that was not heard for so long is not missed any more."""
+    move_after_seconds: float = 9.0
+    """A monitor that could not reach the lease for so long tries another of the bus's servers: longer than JetStream
+    needs to elect another leader of a bucket (4 to 9 s)."""
+    monitors_max: int = 16
+    aside_longest_seconds: float = 86400.0
+    """For how long one may step down, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparePolicy:
+    """VMs that are booted before anybody needs them."""
+
+    per_size: Mapping[CloudName, int] = field(default_factory=dict)
+    """In each cloud: how many for each stemcell and size of VM that deployments ask for there."""
+    pools_max: int = 50
+    """Stemcells and sizes, over all clouds, that have spares; those of the most instances first."""
+    making_max: int = 2
+    """Made at once, so that filling up is no storm of its own."""
+    look_seconds: float = 1.0
+    images_seconds: float = 900.0
+    """How long a spare may take to get the images that it is told to have."""
+    images_max: int = 200
+    """So many of them, at most; as many as an agent takes (agent/image_tasks.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,5 +233,15 @@ class Policy:
     incidents: IncidentPolicy = field(default_factory=IncidentPolicy)
     leadership: LeadershipPolicy = field(default_factory=LeadershipPolicy)
     alerts: AlertPolicy = field(default_factory=AlertPolicy)
+    images: ImagePolicy = field(default_factory=ImagePolicy)
+    disks: DiskPolicy = field(default_factory=DiskPolicy)
+    spares: SparePolicy = field(default_factory=SparePolicy)
     turn_seconds: float = 0.25
     """The monitor's loop turns at least this often, and at once when something was heard that matters."""
+
+    @property
+    def brewing_seconds(self) -> float:
+        """How long a loss waits for the verdict on others that are suspect, when with them it would be a meltdown: the
+        longer of what an observation takes and of how far apart leases end (one interval), and one question."""
+        liveness = self.liveness
+        return max(liveness.heartbeat_interval_seconds, liveness.observe_timeout_seconds) + liveness.ask_timeout_seconds

@@ -5,17 +5,20 @@ whoever reads the record can go on. A record carries all that its step needs: no
 Times are Unix seconds: they are for people and for delays, never for verdicts.
 
 Buckets: `deployments` (key: name), `instances` and `operations` (key: protocol.ids.instance_key), `incidents`
-(key: Incident.key escaped), `orphans` (key: cloud and disk key escaped), `silences` (key: id), `leader` (key `lease`),
-`switches` (key `switches`). Log: `events`. Queues: `outbox` and `threads` (healthmonitor/outbox.py).
+(key: Incident.key escaped), `orphans` (key: cloud and disk key escaped), `silences` and `maintenance` (key: id),
+`spares` (key: the cloud's key, escaped), `leader` (key `lease`), `switches` (key `switches`). Log: `events`. Queues:
+`outbox` and `threads` (healthmonitor/outbox.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
-from healthmonitor.core.manifest import InstanceGroup, Manifest
+from healthmonitor.core.maintenance import Window
+from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest
 from protocol.ids import (
     AgentId,
     CloudName,
@@ -29,7 +32,7 @@ from protocol.ids import (
     Revision,
     VmCid,
 )
-from protocol.spec import DiskSpec, InstanceSpec, Wanted
+from protocol.spec import IMAGE_RATE_BYTES, ContainerSpec, DiskSpec, ImagePin, InstanceSpec, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,84 @@ class VmBinding:
     generation: Generation
     key: str
     vm_cid: VmCid | None = None
+    spare: bool = False  # it was booted before anybody needed it, and its agent has to be told whom it is now
+
+
+class SpareState(Enum):
+    MAKING = "making"  # its intent is written; until its agent was heard and its engine is up
+    READY = "ready"
+    TAKEN = "taken"  # by `taken_by`, whose record may name it already
+    RETIRING = "retiring"  # to be fenced and deleted
+
+
+@dataclass(frozen=True, slots=True)
+class SparePool:
+    """What spares have in common: any of them can be the VM of any instance that asks for just this."""
+
+    cloud: CloudName
+    stemcell: str
+    cpus: int
+    memory_mib: int
+    properties: str = "{}"  # JSON, sorted: those that a VM has to be made with
+
+    def __str__(self) -> str:
+        return f"{self.cloud}: {self.stemcell}, {self.cpus} CPU, {self.memory_mib} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class SpareRecord:
+    """A VM with an agent and without an instance. `key`: under which its cloud knows it, and it is known here."""
+
+    key: str
+    pool: SparePool
+    agent_id: AgentId
+    made_at: float  # Unix seconds
+    version: str = ""  # of the stemcell; "" where that cannot be told
+    state: SpareState = SpareState.MAKING
+    vm_cid: VmCid | None = None
+    images: tuple[str, ...] = ()  # that it was told to have, and has
+    images_error: str = ""
+    taken_by: InstanceId | None = None
+    taken_generation: Generation = Generation(0)
+    fence_proof: str = ""
+    error: str = ""  # of the last try, for people
+    attempts: int = 0
+    next_try_at: float = 0.0  # Unix seconds
+
+
+class DiskWay(Enum):
+    """How a disk waits to be changed, where that needs its containers stopped (`core/disk_changes.py`)."""
+
+    NONE = ""
+    UNMOUNT = "unmount"  # grows while it is unmounted
+    DETACH = "detach"  # grows while it is attached to nobody
+    COPY = "copy"  # another disk is made, and takes its place once it has all of the data
+    TAKE = "take"  # another disk, which has data, takes its place
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """The disk that will take another's place. `ready`: it has all of the data, read back, and nobody has mounted the
+    other one since. `taken_from`: `instance/disk` whose mark it bears, when a person gave it to this place."""
+
+    way: DiskWay
+    key: str
+    size_mib: int
+    filesystem: str
+    cid: DiskCid | None = None
+    device: str = ""
+    cloud_properties: Mapping[str, Any] | None = None
+    taken_from: str = ""
+    ready: bool = False
+    made_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class DiskBinding:
+    """`required_mib`: the size that the manifest asked for when this was last seen to; the disk may be larger. 0, and
+    None for `cloud_properties`: not known, so nothing is concluded from it. `replaces`: the disk that this one was
+    copied from."""
+
     name: DiskName
     key: str
     size_mib: int
@@ -52,6 +129,24 @@ class DiskBinding:
     device: str = ""
     filesystem: str = "ext4"
     mount_options: tuple[str, ...] = ()
+    required_mib: int = 0
+    cloud_properties: Mapping[str, Any] | None = None
+    replaces: DiskCid = DiskCid("")
+    taken_from: str = ""
+    way: DiskWay = DiskWay.NONE
+    why: str = ""  # it waits to be changed, for people
+    successor: Successor | None = None
+    given_up_for: DiskRequirement | None = None
+    """What was asked for and could not be done; it is tried again when something else is asked for."""
+    given_up_why: str = ""
+    made_at: float = 0.0  # Unix seconds; 0: not known
+    grown_mib: int = 0  # what it was last told to grow to by itself (core/disk_growth.py)
+    grown_at: float = 0.0  # Unix seconds
+
+    def unplugged(self) -> DiskBinding:
+        """As it is known while it is in no VM. A copy is not trusted over that."""
+        successor = None if self.successor is None else replace(self.successor, device="", ready=False)
+        return replace(self, device="", successor=successor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +167,20 @@ class InstanceRecord:
     stopped_containers: tuple[str, ...] = ()
     deleting: bool = False
     ignore: bool = False  # a person said: leave it alone
-    pinned_images: Mapping[str, str] = field(default_factory=dict)
+    pinned_images: Mapping[ContainerName, ImagePin] = field(default_factory=dict)
+
+
+class OrphanCause(Enum):
+    RELEASED = "released"  # no longer asked for, or its instance is gone
+    REPLACED = "replaced"  # another disk took its place
+    SNAPSHOT = "snapshot"  # what a disk held at one moment (core/snapshots.py)
+    UNFINISHED = "unfinished"  # a copy that was given up; nothing was ever written to it but a part of the data
 
 
 @dataclass(frozen=True, slots=True)
 class OrphanDisk:
-    """A disk that no instance uses any more, kept with its data. The place that it belonged to adopts it when it asks
-    for a disk of that name again."""
+    """A disk that no instance uses any more, kept with its data. When it was RELEASED, the place that it belonged to
+    adopts it when it asks for a disk of that name again."""
 
     cloud: CloudName
     key: str
@@ -88,6 +190,14 @@ class OrphanDisk:
     filesystem: str
     instance: InstanceId
     since: float  # Unix seconds
+    cause: OrphanCause = OrphanCause.RELEASED
+    kept_until: float = 0.0  # Unix seconds; a person's word. 0: as long as the configuration says
+    cloud_properties: Mapping[str, Any] | None = None
+    taken_from: str = ""  # whose mark it still bears, when that is not `instance` and `name`
+    deleting: bool = False  # its deletion has begun: nobody gets it any more
+    made_at: float = 0.0  # Unix seconds; 0: not known
+    snapshot_of: DiskCid = DiskCid("")  # of a snapshot; `cid` is "" until it is taken
+    scheduled: bool = False  # it was taken by a schedule, and is kept by that
 
 
 class OperationKind(Enum):
@@ -95,6 +205,7 @@ class OperationKind(Enum):
     RESURRECT = "resurrect"
     RECREATE = "recreate"  # a healthy or unhealthy VM replaced on purpose
     UPDATE = "update"  # in place
+    CHANGE_DISKS = "change_disks"  # in place, with its containers stopped
     DELETE = "delete"
 
 
@@ -111,6 +222,9 @@ class Step(Enum):
     CREATE_VM = "create_vm"
     ATTACH = "attach"  # while the VM boots
     HEAR_AGENT = "hear_agent"
+    QUIESCE = "quiesce"  # containers are stopped
+    REWORK = "rework"  # disks grow offline, or are copied
+    SWAP = "swap"  # copies take their places
     MOUNT = "mount"
     APPLY = "apply"
     HEALTHY = "healthy"
@@ -250,10 +364,23 @@ class Silence:
     ended_by: str = ""  # who ended it before its time
 
 
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """A window that a person added. `window.reason` is what they said; it stands in holds and explanations."""
+
+    id: str
+    window: Window
+    created_at: float  # Unix seconds
+    created_by: str
+    ended_at: float | None = None  # by a person, before its time
+    ended_by: str = ""
+
+
 def instance_spec(
     record: InstanceRecord,
     heartbeat_interval_seconds: float,
     lease_seconds: float,
+    image_rate_bytes: int = IMAGE_RATE_BYTES,
 ) -> InstanceSpec:
     """What the agent of this instance is told by `apply`."""
     return InstanceSpec(
@@ -265,7 +392,7 @@ def instance_spec(
         revision=record.revision,
         wanted=record.wanted,
         stopped_containers=tuple(ContainerName(name) for name in record.stopped_containers),
-        containers=record.group.containers,
+        containers=tuple(_pinned(container, record) for container in record.group.containers),
         disks=tuple(
             DiskSpec(
                 name=disk.name,
@@ -274,6 +401,8 @@ def instance_spec(
                 filesystem=disk.filesystem,
                 mount_options=disk.mount_options,
                 size_mib=disk.size_mib,
+                replaces=disk.replaces,
+                taken_from=disk.taken_from,
             )
             for disk in record.disks
             if disk.cid is not None
@@ -282,4 +411,10 @@ def instance_spec(
         on_isolation=record.group.on_isolation,
         heartbeat_interval_seconds=heartbeat_interval_seconds,
         lease_seconds=lease_seconds,
+        image_rate_bytes=image_rate_bytes,
     )
+
+
+def _pinned(container: ContainerSpec, record: InstanceRecord) -> ContainerSpec:
+    pin = record.pinned_images.get(container.name)
+    return container if pin is None or pin.image != container.image else replace(container, pinned=pin)

@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from healthmonitor.core.manifest import InstanceGroup
+from healthmonitor.core import disk_changes
+from healthmonitor.core.image_pins import pins_kept
+from healthmonitor.core.manifest import DiskRequirement, InstanceGroup
 from healthmonitor.core.planning import operation_kind
 from healthmonitor.core.records import (
     DeploymentRecord,
@@ -145,6 +147,7 @@ class _Look:
             and record is not None
             and record.vm is not None
             and instance not in self._operations
+            and not disk_changes.waits(record)
         )
 
     def canaries_done(self, group: InstanceGroup) -> bool:
@@ -170,7 +173,7 @@ class _Look:
             record = self._instances.get(instance)
             if self.is_new(group, instance) and record is not None:
                 new += 1
-                moving += instance in self._operations
+                moving += instance in self._operations or disk_changes.waits(record)
                 if record.vm is None and instance not in self._operations:
                     absent.append((index, instance))
                     new -= 1
@@ -207,6 +210,7 @@ class _Look:
             group=group,
             deployment_revision=self._deployment.revision,
             revision=Revision(record.revision + 1),
+            pinned_images=pins_kept(record, group),
         )
         return Move(moved, kind)
 
@@ -275,6 +279,10 @@ def _failure(
                     f"{instance} is in cloud {record.group.cloud}, the manifest says {group.cloud}: disks cannot"
                     " follow; delete the instance and deploy it anew, or put the cloud back"
                 )
+    for instance, record in sorted(ours.items()):
+        for disk in record.disks:
+            if disk.given_up_for is not None and disk.given_up_for in _disks_wanted(deployment, record):
+                return f"{instance}: disk {disk.name} is not changed: {disk.given_up_why}"
     for instance in sorted(ours):
         operation = operations.get(instance)
         if operation is None or operation.rollout_revision != deployment.revision:
@@ -286,6 +294,10 @@ def _failure(
             waiting = operation.error or f"it is at step {operation.step.value}"
             return f"{instance} was not healthy within {seconds:g} s: {waiting}"
     return ""
+
+
+def _disks_wanted(deployment: DeploymentRecord, record: InstanceRecord) -> tuple[DiskRequirement, ...]:
+    return next((group.disks for group in deployment.manifest.groups if group.name == record.group.name), ())
 
 
 def _watch_seconds(deployment: DeploymentRecord, record: InstanceRecord) -> float:

@@ -15,13 +15,14 @@ Does not know: when clouds are asked, how a VM is removed (healthmonitor/sweeper
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from healthmonitor.core.deviations import Deviation, deviation
 from healthmonitor.core.keys import vm_key
 from healthmonitor.core.policy import Policy
-from healthmonitor.core.records import InstanceRecord, Operation, VmBinding
+from healthmonitor.core.records import InstanceRecord, Operation, SpareRecord, VmBinding
+from healthmonitor.core.spares import KEY_PREFIX
 from protocol.ids import CloudName, Generation, InstanceId, VmCid, split_instance_id
 
 FORGOTTEN_EVENT = "instance.forgotten"
@@ -66,14 +67,17 @@ class Known:
     records: Mapping[InstanceId, InstanceRecord]
     operations: Mapping[InstanceId, Operation]
     forgotten: Mapping[InstanceId, Generation]
+    spares: Mapping[str, SpareRecord] = field(default_factory=dict)
+    retired: frozenset[str] = frozenset()  # keys of spares that the timeline says were fenced and deleted
 
     def named(self) -> frozenset[str]:
         """Keys and ids of all VMs that are anybody's."""
         bindings: list[VmBinding | None] = [record.vm for record in self.records.values()]
         bindings += [operation.old_vm for operation in self.operations.values()]
-        present = [binding for binding in bindings if binding is not None]
-        return frozenset(binding.key for binding in present) | frozenset(
-            binding.vm_cid for binding in present if binding.vm_cid is not None
+        present: list[VmBinding | SpareRecord] = [binding for binding in bindings if binding is not None]
+        present += self.spares.values()
+        return frozenset(each.key for each in present) | frozenset(
+            each.vm_cid for each in present if each.vm_cid is not None
         )
 
 
@@ -84,6 +88,9 @@ def judge(listed: Iterable[Listed], known: Known) -> Iterator[tuple[Listed, Stan
     for vm in listed:
         if vm.key in named or vm.vm_cid in named:
             yield vm, Standing.NAMED, "a record or an operation names it"
+            continue
+        if vm.key.startswith(KEY_PREFIX):
+            yield vm, *_of_spare(vm.key, known)
             continue
         place = place_of(vm)
         if place is None:
@@ -114,6 +121,12 @@ def evaluate_strays(strays: Iterable[Stray], policy: Policy) -> Iterator[Deviati
             yield deviation("vm_unknown", subject, f"{stray.listed.key}: {stray.why}", policy)
         elif stray.problem:
             yield deviation("vm_left_over", subject, f"{stray.listed.key}: {stray.why}; {stray.problem}", policy)
+
+
+def _of_spare(key: str, known: Known) -> tuple[Standing, str]:
+    if key in known.retired:
+        return Standing.LEFT_OVER, "a spare that was retired"
+    return Standing.UNCLEAR, "a spare of which nothing is written: the journal may be an old copy, or another site's"
 
 
 def _of_instance(instance: InstanceId, generation: Generation, known: Known) -> tuple[Standing, str]:

@@ -2,7 +2,8 @@
 
 Laws:
 - After everything that was awaited it is asked anew whether this monitor still leads and the operation is still the
-  one in the journal (`NotOurs` otherwise): whoever took over goes on, we stop.
+  one in the journal (`NotOurs` otherwise): whoever took over goes on, we stop. Asked again in the moment in which an
+  agent is told something, because this process may have been stopped on the way there.
 - A cloud call ends by its deadline; one that did not end in time has an unknown outcome (`CloudUnavailable`).
 """
 
@@ -14,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from healthmonitor.agent_client import AgentClient
-from healthmonitor.clouds.cloud import Cloud, CloudUnavailable
+from healthmonitor.clouds.cloud import Cloud, CloudUnavailable, Reshaping
 from healthmonitor.core.judgement import FleetView, Judgement
 from healthmonitor.core.operation import Held, Outcome
 from healthmonitor.core.policy import Policy, ResurrectionPolicy
+from healthmonitor.core.progress import Progress, read_progress
 from healthmonitor.core.records import InstanceRecord, Operation, VmBinding
 from healthmonitor.journal import Journal
-from protocol.ids import CloudName, DeploymentName, InstanceId
-from protocol.settings import BusSettings
+from protocol.ids import AgentId, CloudName, DeploymentName, InstanceId
+from protocol.settings import BusSettings, RegistrySettings
 
 T = TypeVar("T")
 
@@ -49,11 +51,19 @@ class Tools:
     unix_time: Callable[[], float]
     new_id: Callable[[], str]
     random_bytes: Callable[[int], bytes]
-    agent_bus_settings: Callable[[InstanceRecord, VmBinding], BusSettings]
+    agent_bus_settings: Callable[[AgentId], BusSettings]
+    registries: Callable[[], RegistrySettings]
     maintenance: Callable[[DeploymentName], str]
     is_leader: Callable[[], bool]
     crash_point: Callable[[str], None]
     cloud_turns: Mapping[CloudName, asyncio.Semaphore]
+    stemcell_version: Callable[[CloudName, str], str]
+    """Of a cloud's stemcell, as it is now; "" where that cannot be told."""
+
+
+def lasting_properties(cloud: Cloud | None, properties: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those that a VM has to be made with: all of them, unless its cloud can give some later."""
+    return cloud.lasting_properties(properties) if isinstance(cloud, Reshaping) else properties
 
 
 class Present(Protocol):
@@ -74,6 +84,10 @@ class Present(Protocol):
         ...
 
     def alive_again(self, instance: InstanceId) -> None: ...
+
+    def note_progress(self, instance: InstanceId, progress: Progress | None) -> None:
+        """How far its present step is; None when it is over."""
+        ...
 
 
 class StepContext:
@@ -157,10 +171,50 @@ class StepContext:
             *arguments,
             timeout_seconds=timeout_seconds or self.policy.cloud_call_seconds,
             answer_seconds=answer_seconds,
+            check=self.check_ours,
         )
         self.tools.crash_point(f"agent:{method}")
         self.check_ours()
         return value
+
+    async def call_agent_long(self, what: str, method: str, *arguments: Any) -> Any:
+        """As `call_agent`, for hours: the timeline and the status say how far it is."""
+        vm = self.vm()
+        told_at = asyncio.get_running_loop().time()
+
+        async def on_turn(said: Any) -> None:
+            nonlocal told_at
+            self.check_ours()
+            progress = read_progress(what, said)
+            if progress is None:
+                return
+            self.present.note_progress(self.instance, progress)
+            if asyncio.get_running_loop().time() - told_at >= self.policy.progress_seconds:
+                told_at = asyncio.get_running_loop().time()
+                await self.event("operation.progress", progress.text, {"operation": self.operation.id})
+
+        try:
+            value = await self.tools.agents.call_task(
+                vm.agent_id,
+                vm.generation,
+                method,
+                *arguments,
+                timeout_seconds=self.policy.copy_seconds,
+                answer_seconds=self.policy.agent_call_seconds,
+                on_turn=on_turn,
+                check=self.check_ours,
+            )
+        finally:
+            self.present.note_progress(self.instance, None)
+        self.tools.crash_point(f"agent:{method}")
+        self.check_ours()
+        return value
+
+    def ends_at(self, seconds: float) -> float:
+        """When a step that may take so long, counted from its first try, is over: on the loop's clock, so that a wall
+        clock that is set while it is taken makes it neither shorter nor longer."""
+        left = self.operation.step_started_at + seconds - self.tools.unix_time()
+        return asyncio.get_running_loop().time() + min(seconds, max(0.0, left))
 
     async def event(self, kind: str, text: str, fields: Mapping[str, str] | None = None) -> None:
         await self.tools.journal.record(kind, self.operation.instance, text, fields)

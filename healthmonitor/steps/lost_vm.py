@@ -19,6 +19,7 @@ from healthmonitor.clouds.cloud import (
     VmNotFound,
     VmObservation,
 )
+from healthmonitor.core.guard import FLEET
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.operation import AliveAgain, Done, Failed, Held, Outcome
 from healthmonitor.core.records import Hold, OperationKind, VmBinding
@@ -105,10 +106,12 @@ async def guard(context: StepContext) -> Outcome:
     held back, or another monitor takes over) may have come back meanwhile: then nothing is rebuilt, and before it is
     admitted after all it is asked once more."""
     vm = context.operation.old_vm
-    confirmed_lately = context.tools.unix_time() - context.operation.step_started_at <= _CONFIRMED_SECONDS
+    # Not before it began either: a wall clock that was set back makes no old confirmation new.
+    confirmed_lately = 0.0 <= context.tools.unix_time() - context.operation.step_started_at <= _CONFIRMED_SECONDS
     if not confirmed_lately and vm is not None and context.tools.fleet.verdict(vm.agent_id) is Verdict.ALIVE:
         context.present.alive_again(context.instance)
         return AliveAgain("its agent was heard again while it was held back")
+    await _settle(context)
     held = context.present.held_back(context.operation)
     if held is not None:
         return held
@@ -117,6 +120,26 @@ async def guard(context: StepContext) -> Outcome:
         if not isinstance(confirmed, Done):
             return confirmed
     return await context.present.admission(context.operation)
+
+
+async def _settle(context: StepContext) -> None:
+    """Whether it was lost alone is not known in the moment in which it is known to be lost: what died with it is only
+    suspect then, or not even that. Counted from when its loss was known, so that confirming it costs no time beside."""
+    policy = context.present.policy
+    if not policy.meltdown.enabled or len(context.tools.journal.instances()) <= 1:
+        return  # nobody looks at what else was lost, or there is nothing that could have been
+    loop = asyncio.get_running_loop()
+    passed = max(0.0, context.tools.unix_time() - context.operation.started_at)
+    settled_at = loop.time() + policy.meltdown.settle_seconds - passed
+    given_up_at = loop.time() + policy.brewing_seconds - passed
+    scopes = {FLEET, context.record().deployment}
+    while True:
+        judgement = context.present.judgement
+        brews = judgement is not None and not scopes.isdisjoint(judgement.brewing)
+        left = (given_up_at if brews else settled_at) - loop.time()
+        if left <= 0:
+            return
+        await context.wait(left)
 
 
 async def drain(context: StepContext) -> Outcome:
@@ -134,6 +157,7 @@ async def drain(context: StepContext) -> Outcome:
             "drain",
             timeout_seconds=drain_seconds,
             answer_seconds=context.policy.agent_call_seconds,
+            check=context.check_ours,
         )
     except NoResponders:
         return Done("not drained: nobody listens on its agent's subject")
@@ -155,7 +179,7 @@ async def fence(context: StepContext) -> Outcome:
         return Done("proven before")
     if _came_back(context, vm):
         context.present.alive_again(context.instance)
-        return AliveAgain("its agent was heard again while it could not be fenced")
+        return AliveAgain("its agent was heard again before it was fenced")
     cid = await _cid_of(context, vm)
     if cid is None:
         # Disks are attached only to a VM whose id stands in the journal (step ATTACH comes after), so this one,
@@ -182,15 +206,19 @@ async def fence(context: StepContext) -> Outcome:
 
 
 def _came_back(context: StepContext, vm: VmBinding) -> bool:
-    """Whether a lost VM that could not be fenced lives after all. (One that this operation made, or that is replaced
-    on purpose, is fenced in any case.)"""
+    """Whether a lost VM that could not be fenced, or was not yet, lives after all. (One that this operation made, or
+    that is replaced on purpose, is fenced in any case.)"""
     operation = context.operation
-    return (
-        operation.kind is OperationKind.RESURRECT
-        and operation.hold is Hold.UNFENCED
-        and not operation.vms_lost
-        and context.tools.fleet.verdict(vm.agent_id) is Verdict.ALIVE
-    )
+    if operation.kind is not OperationKind.RESURRECT or operation.vms_lost:
+        return False
+    if operation.hold is Hold.UNFENCED or operation.attempts:  # tried, and not proven: it was missing, and is heard
+        return context.tools.fleet.verdict(vm.agent_id) is Verdict.ALIVE
+    # Before the first try: only what it said since it was lost counts, for it may have been heard just before that. A
+    # wall clock that was set forward meanwhile spares one that is off; it is missed again at once.
+    lost_for = context.tools.unix_time() - operation.started_at
+    if lost_for < 0:
+        return False
+    return context.tools.fleet.heard_after(vm.agent_id, asyncio.get_running_loop().time() - lost_for)
 
 
 async def delete_vm(context: StepContext) -> Outcome:
@@ -203,7 +231,7 @@ async def delete_vm(context: StepContext) -> Outcome:
                 await context.call_cloud("delete_vm", lambda: context.cloud().delete_vm(cid))
     record = context.record()
     if record.vm is not None and vm is not None and record.vm.key == vm.key:
-        disks = tuple(replace(disk, device="") for disk in record.disks)
+        disks = tuple(disk.unplugged() for disk in record.disks)
         await context.save_record(replace(record, vm=None, disks=disks), record, "vm forgotten")
     return Done()
 

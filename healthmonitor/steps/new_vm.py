@@ -8,36 +8,46 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Mapping
 from dataclasses import replace
 
 from healthmonitor.agent_client import BusUnavailable, NoResponders, RequestRefused
 from healthmonitor.clouds.cloud import CloudError, Power, VmRequest
 from healthmonitor.core import health
+from healthmonitor.core.image_pins import pins_after
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.keys import hostname, vm_key
 from healthmonitor.core.operation import STEPS, Done, Failed, Held, Outcome, VmLost
 from healthmonitor.core.records import Hold, InstanceRecord, Step, VmBinding, instance_spec
-from healthmonitor.steps import disk_steps
+from healthmonitor.steps import disk_records, disk_steps, spare_vm
 from healthmonitor.steps.context import StepContext
 from protocol import codec
-from protocol.ids import AgentId, Generation
+from protocol.ids import AgentId, ContainerName, Generation
 from protocol.settings import AgentSettings
+from protocol.spec import ImagePin
 
 _ENTROPY_BYTES = 32
 
 
 async def create_vm(context: StepContext) -> Outcome:
-    """The next generation's VM: its intent written, then made under its key, so that a second try finds the first."""
+    """The next generation's VM: a spare where one fits, else made under its key; either written down before it is done,
+    so that a second try finds the first."""
     record = context.record()
     old = context.operation.old_vm
     vm = record.vm
     if vm is None or (old is not None and vm.key == old.key):
         generation = Generation(max(record.generation, old.generation if old is not None else 0) + 1)
-        vm = VmBinding(AgentId(context.tools.new_id()), generation, vm_key(record.instance, generation))
-        disks = tuple(replace(disk, device="") for disk in record.disks)
-        record = await context.save_record(
-            replace(record, vm=vm, generation=generation, disks=disks), record, "vm intended"
+        vm = await spare_vm.take(context, record, generation) or VmBinding(
+            AgentId(context.tools.new_id()), generation, vm_key(record.instance, generation)
         )
+        disks = tuple(disk.unplugged() for disk in record.disks)
+        pins = _pins(context, record, old)
+        record = await context.save_record(
+            replace(record, vm=vm, generation=generation, disks=disks, pinned_images=pins), record, "vm intended"
+        )
+    if vm.spare:
+        await spare_vm.bound(context, vm)
+        return Done(f"{vm.vm_cid}, a spare, is generation {vm.generation}")
     if vm.vm_cid is None:
         request = _request(context, record, vm)
         cid = await context.call_cloud("create_vm", lambda: context.cloud().create_vm(request))
@@ -47,6 +57,12 @@ async def create_vm(context: StepContext) -> Outcome:
         await context.save_record(replace(record, vm=replace(vm, vm_cid=cid)), record, "vm made")
         return Done(f"{cid}, generation {vm.generation}")
     return Done(f"{vm.vm_cid} was made before")
+
+
+def _pins(context: StepContext, record: InstanceRecord, vm: VmBinding | None) -> Mapping[ContainerName, ImagePin]:
+    """What the VM said last of the images that its containers run; what is on record, when it was not heard."""
+    heartbeat = context.tools.fleet.last_heartbeat(vm.agent_id) if vm is not None else None
+    return record.pinned_images if heartbeat is None else pins_after(record, heartbeat)
 
 
 def _request(context: StepContext, record: InstanceRecord, vm: VmBinding) -> VmRequest:
@@ -60,7 +76,7 @@ def _request(context: StepContext, record: InstanceRecord, vm: VmBinding) -> VmR
         memory_mib=group.vm.memory_mib,
         settings=AgentSettings(
             agent_id=vm.agent_id,
-            bus=context.tools.agent_bus_settings(record, vm),
+            bus=context.tools.agent_bus_settings(vm.agent_id),
             generation=vm.generation,
             instance=record.instance,
             hostname=hostname(record.instance),
@@ -68,30 +84,31 @@ def _request(context: StepContext, record: InstanceRecord, vm: VmBinding) -> VmR
             lease_seconds=liveness.lease_seconds,
             entropy=base64.b64encode(context.tools.random_bytes(_ENTROPY_BYTES)).decode(),
             unix_time=context.tools.unix_time(),
-        ),
+        ).with_registries(context.tools.registries()),
         cloud_properties=group.vm.cloud_properties,
-        tags={
-            "instance": record.instance,
-            "deployment": record.deployment,
-            "group": group.name,
-            "index": str(record.index),
-            "generation": str(vm.generation),
-        },
+        tags=spare_vm.vm_tags(record, vm.generation),
     )
 
 
 async def hear_agent(context: StepContext) -> Outcome:
-    """Waits for the new agent's first sign of life, and looks whether its VM still runs meanwhile."""
+    """Waits for the new agent's first sign of life (a spare's: that it knows whose VM it is now), and looks whether its
+    VM still runs meanwhile."""
     vm = context.vm()
     boot_seconds = context.policy.agent_boot_seconds
-    until = context.operation.step_started_at + boot_seconds
+    until = context.ends_at(boot_seconds)
     next_look_at = 0.0
-    while not _heard(context, vm):
+    while vm.spare or not _heard(context, vm):
+        if vm.spare:
+            try:
+                refused = await spare_vm.become(context, vm)
+                return _lost(context, vm, refused) if refused else Done(f"agent {vm.agent_id}, a spare's")
+            except (BusUnavailable, NoResponders):
+                pass  # it may have died since: looked at as one that boots
         now = asyncio.get_running_loop().time()
-        if context.tools.unix_time() >= until:
+        if now >= until:
             return _lost(context, vm, f"its agent was not heard within {boot_seconds:g} s; look at its console")
         if now >= next_look_at:
-            if await _answers(context, vm):
+            if not vm.spare and await _answers(context, vm):
                 break
             power = await _power(context, vm)
             if power is Power.OFF:
@@ -145,6 +162,10 @@ async def mount(context: StepContext) -> Outcome:
     if not disks:
         return Done("no disks")
     for disk in disks:
+        if disk.successor is not None and disk.successor.ready:
+            # What is written to it from now on is not on the copy.
+            stale = replace(disk, successor=replace(disk.successor, ready=False))
+            await disk_records.save_binding(context, stale, f"disk {disk.name} copy outdated")
         await context.call_agent(
             "mount_disk",
             disk.cid,
@@ -154,6 +175,8 @@ async def mount(context: StepContext) -> Outcome:
                 "filesystem": disk.filesystem,
                 "mount_options": list(disk.mount_options),
                 "size_mib": disk.size_mib,
+                "replaces": disk.replaces,
+                "taken_from": disk.taken_from,
             },
         )
     listed = await context.call_agent("list_disk")
@@ -180,6 +203,7 @@ async def send_specification(context: StepContext) -> None:
         replace(record, disks=tuple(disk for disk in record.disks if disk.name in wanted)),
         context.present.policy.liveness.heartbeat_interval_seconds,
         context.present.policy.liveness.lease_seconds,
+        context.present.policy.images.rate_bytes,
     )
     await context.call_agent("apply", codec.to_plain(spec))
 
@@ -187,19 +211,22 @@ async def send_specification(context: StepContext) -> None:
 async def healthy(context: StepContext) -> Outcome:
     """Waits until the agent reports everything as it should be. After `healthy_seconds` it is shown as unhealthy, and
     looked at again whenever something is heard."""
-    until = context.operation.step_started_at + context.policy.healthy_seconds
+    until = context.ends_at(context.policy.healthy_seconds)
     sent_revision = context.record().revision
     while True:
         record = context.record()
         vm = context.vm()
         lacking = health.lacking(record, context.tools.fleet.last_heartbeat(vm.agent_id))
         if not lacking:
+            pins = _pins(context, record, vm)
+            if pins != record.pinned_images:
+                await context.save_record(replace(record, pinned_images=pins), record, "images pinned")
             return Done("all containers are as they should be")
         if record.revision != sent_revision:
             # A newer specification came while this one was starting.
             await send_specification(context)
             sent_revision = record.revision
-        if context.tools.unix_time() >= until:
+        if asyncio.get_running_loop().time() >= until:
             return Held(
                 Hold.UNHEALTHY,
                 f"not healthy after {context.policy.healthy_seconds:g} s: {'; '.join(lacking)}."

@@ -16,7 +16,11 @@ BENCHES = (
     ("the agent with 20 containers and nothing to do", "bench_agent_footprint", ("--seconds", "30")),
     ("a verdict is a page in the receiver's hands", "bench_alerts", ("--rounds", "20")),
     ("heartbeats for a core, against a bare subscriber", "bench_heartbeats", ()),
+    ("a big fleet: a core, memory, turns, a thousand deaths, take-over, status", "bench_scale", ()),
+    ("a monitor that led is gone, another leads", "bench_takeover", ("--rounds", "10")),
+    ("a disk copied to another, against cp -a", "bench_disk_copy", ("--rounds", "3")),
     ("a killed VM is back with its data", "bench_vm", ("--rounds", "5")),
+    ("a killed VM is back with its data, where a spare is ready", "bench_spare", ("--rounds", "5")),
 )
 
 

@@ -77,6 +77,9 @@ class TimingResurrector(RecordingResurrector):
         super().__init__()
         self.missing_at: dict[InstanceId, float] = {}
 
+    def take_losses(self) -> tuple[()]:
+        return ()
+
     def set_judgement(self, judgement: Judgement) -> None:
         super().set_judgement(judgement)
         for instance in judgement.missing:

@@ -30,7 +30,17 @@ from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.judgement import Judgement, Verdict
 from healthmonitor.core.manifest import InstanceGroup, UpdatePolicy, VmSize
 from healthmonitor.core.policy import Policy
-from healthmonitor.core.records import Event, Incident, InstanceRecord, Operation, Switches, VmBinding
+from healthmonitor.core.records import (
+    Event,
+    Incident,
+    InstanceRecord,
+    Maintenance,
+    Operation,
+    Silence,
+    SpareRecord,
+    Switches,
+    VmBinding,
+)
 from healthmonitor.monitor import Monitor
 from protocol import heartbeat as wire
 from protocol.heartbeat import ContainerReport, ContainerState, DiskReport, DiskState, EngineState, Extension, Heartbeat
@@ -199,6 +209,8 @@ async def monitored(url: str, agents: int) -> Heard:
     )
     running = asyncio.create_task(monitor.run())
     while monitor.turns < 2:
+        if running.done():
+            running.result()  # a monitor that ended hears nothing: its error is the outcome
         await asyncio.sleep(0.05)
     await bus.flush(5)
     heard = await measured(
@@ -230,9 +242,27 @@ class Expected:
         }
 
     def instances(self) -> Mapping[InstanceId, InstanceRecord]:
-        return dict(self._instances)
+        return self._instances
 
     def operations(self) -> Mapping[InstanceId, Operation]:
+        return {}
+
+    def instance(self, instance: InstanceId) -> InstanceRecord | None:
+        return self._instances.get(instance)
+
+    def operation(self, instance: InstanceId) -> Operation | None:
+        return None
+
+    def spares(self) -> Mapping[str, SpareRecord]:
+        return {}
+
+    def silences(self) -> Mapping[str, Silence]:
+        return {}
+
+    def maintenance(self) -> Mapping[str, Maintenance]:
+        return {}
+
+    async def read_incidents(self) -> Mapping[str, Incident]:
         return {}
 
     def switches(self) -> Switches:
@@ -253,6 +283,9 @@ class Expected:
 
 class Idle:
     def strays(self) -> tuple[()]:
+        return ()
+
+    def take_losses(self) -> tuple[()]:
         return ()
 
     def set_judgement(self, judgement: Judgement) -> None:

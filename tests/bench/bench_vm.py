@@ -15,6 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Round:
     cloud: float
     boot: float
     containers: float
+    steps: Mapping[str, float]  # of the operation, in order; what is before the first is noticing
 
     @property
     def own(self) -> float:
@@ -55,8 +57,9 @@ class Round:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--network", action="append", choices=NETWORKS, help="only with this one")
     arguments = parser.parse_args()
-    for network in NETWORKS:
+    for network in arguments.network or NETWORKS:
         rounds = asyncio.run(measure(network, arguments.rounds))
         report(network, rounds)
 
@@ -69,25 +72,35 @@ def report(network: str, rounds: list[Round]) -> None:
     totals = sorted(each.total for each in rounds)
     print(f"VM killed, Redis with `{network}`, {len(rounds)} rounds, medians in seconds:")
     print(f"  total {total:.2f} (min {totals[0]:.2f}, max {totals[-1]:.2f})")
+    steps = {name: statistics.median(each.steps.get(name, 0.0) for each in rounds) for name in rounds[0].steps}
+    print(f"  steps: {', '.join(f'{name} {seconds:.2f}' for name, seconds in steps.items())}")
     print(f"  cloud {median('cloud'):.2f}, boot {median('boot'):.2f}, container start {median('containers'):.2f}")
     print(f"  own {own:.2f}; total / floor {statistics.median(each.total / each.floor for each in rounds):.2f}")
     for what, value, allowed in (("total", total, ALLOWED_SECONDS), ("own", own, ALLOWED_OWN_SECONDS)):
         print(f"  {what} {value:.2f} s: {'within' if value <= allowed else 'MORE THAN'} the {allowed:g} s allowed")
 
 
-async def measure(network: str, rounds: int) -> list[Round]:
+async def measure(
+    network: str,
+    rounds: int,
+    configuration: str = "",
+    before_each: Callable[[Centre], Awaitable[None]] | None = None,
+) -> list[Round]:
+    """`before_each`: awaited before each VM is killed."""
     directory = Path(tempfile.mkdtemp(prefix="resurgam-bench-"))
     port = free_port()
     try:
         async with (
             vms.machines(directory, CloudName("local"), sizes=((1, 512),)) as machines,
-            centre(directory / "centre", machines.yaml, "meltdown: {enabled: false}") as site,
+            centre(directory / "centre", machines.yaml, configuration) as site,
         ):
             await site.deploy(manifest(network, port))
             view = await site.running(INSTANCE, 300)
             await redis_client.write_data(port, KEYS)
             measured = []
             for _ in range(rounds):
+                if before_each is not None:
+                    await before_each(site)
                 killed_at = time.time()
                 machines.kill(VmCid(view["vm"]["vm_cid"]))
                 view = await site.running(INSTANCE, 300, generation=view["generation"] + 1)
@@ -126,7 +139,10 @@ async def one_round(site: Centre, killed_at: float) -> Round:
     def seconds(steps: frozenset[str]) -> float:
         return sum(_seconds(event) for event in events if event["fields"].get("step") in steps)
 
-    return Round(done - killed_at, seconds(CLOUD), seconds(BOOT), seconds(CONTAINERS))
+    steps = {event["fields"]["step"]: _seconds(event) for event in events if "step" in event["fields"]}
+    total = done - killed_at
+    steps = {"noticing and writing": total - sum(steps.values()), **steps}
+    return Round(total, seconds(CLOUD), seconds(BOOT), seconds(CONTAINERS), steps)
 
 
 def _seconds(event: dict[str, Any]) -> float:

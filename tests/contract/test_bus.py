@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import io
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
@@ -11,7 +13,21 @@ from typing import Protocol
 
 import pytest
 
-from protocol.bus import Bus, BusUnavailable, Message, NoResponders, WrongRevision
+from protocol.bus import (
+    BlobReader,
+    Blobs,
+    BlobsFull,
+    Bus,
+    BusUnavailable,
+    Deleted,
+    Entry,
+    Extent,
+    Inbox,
+    InboxEntry,
+    Message,
+    NoResponders,
+    WrongRevision,
+)
 from protocol.nats_bus import NatsBus, SystemEvents
 from protocol.settings import BusSettings
 from tests.simulation.bus import SimulatedBus, SimulatedServer, SimulatedSystemEvents
@@ -206,6 +222,52 @@ async def test_two_who_update_the_same_revision_do_not_both_succeed(house: House
     assert entry.value == str(won.index(True)).encode()
 
 
+async def test_reading_a_bucket_tells_what_was_written_after_a_revision(house: House) -> None:
+    """All of it at first, then only the latest of what changed, deletions too, in their order."""
+    bucket = await (await house.client("one")).bucket("read")
+    other = await (await house.client("two")).bucket("read")
+    told: list[Entry | Deleted] = []
+    assert await bucket.read(0, told.append) == Extent(0, 0)
+    first = await bucket.create("a", b"1")
+    await bucket.create("b.x", b"1")
+    third = await bucket.create("c", b"1")
+    assert await other.read(0, told.append) == Extent(third, 3)
+    assert [(each.key, each.revision) for each in told] == [("a", first), ("b.x", first + 1), ("c", third)]
+    assert all(isinstance(each, Entry) and each.value == b"1" for each in told)
+    told.clear()
+    assert await other.read(third, told.append) == Extent(third, 3)
+    assert told == []
+    await bucket.update("a", b"2", first)
+    latest = await bucket.update("a", b"3", first + 3)
+    await bucket.delete("b.x")
+    again = await bucket.create("d", b"1")
+    await bucket.delete("d")
+    assert await other.read(third, told.append) == Extent(again + 1, 4)
+    assert told == [Entry("a", b"3", latest), Deleted("b.x", latest + 1), Deleted("d", again + 1)]
+
+
+async def test_reading_a_large_bucket_to_its_end(house: House) -> None:
+    """In pieces, while others write to it."""
+    bucket = await (await house.client("one")).bucket("large")
+    for n in range(350):
+        last = await bucket.put(f"key-{n}", b"x")
+    told: dict[str, int] = {}
+    written = asyncio.create_task(bucket.put("key-349", b"y"))
+    read_up_to = await bucket.read(0, lambda each: told.__setitem__(each.key, each.revision))
+    await written
+    assert read_up_to.revision >= last
+    assert set(told) == {f"key-{n}" for n in range(350)}
+
+
+async def test_a_revision_that_is_not_reached_tells_of_an_older_copy(house: House) -> None:
+    """Nothing is taken, and the revision that there is says so."""
+    bucket = await (await house.client("one")).bucket("older")
+    only = await bucket.create("a", b"1")
+    told: list[Entry | Deleted] = []
+    assert await bucket.read(only + 5, told.append) == Extent(only, 1)
+    assert told == []
+
+
 async def test_entries_are_all_that_is_there(house: House) -> None:
     """Everything put and not deleted, with current values and revisions; nothing of an empty bucket."""
     client = await house.client("one")
@@ -328,7 +390,9 @@ async def test_a_queue_keeps_what_was_put_until_it_is_removed(house: House) -> N
     assert await other.get(third) == b"c"
     await other.remove(first)
     await other.remove(third)
+    await other.remove(third)
     assert await other.entries() == []
+    await other.remove(first)
 
 
 async def test_a_put_that_is_repeated_is_stored_once(house: House) -> None:
@@ -347,3 +411,174 @@ async def test_a_full_queue_refuses_and_loses_nothing(house: House) -> None:
     with pytest.raises(BusUnavailable):
         await queue.put(b"y" * 2000, "2")
     assert [entry.payload for entry in await queue.entries()] == [b"x" * 2000]
+
+
+LARGE = bytes(range(256)) * 4096
+"""1 MiB: several chunks on every bus."""
+
+
+async def read_whole(reader: BlobReader, name: str) -> bytes:
+    blob = await reader.find(name)
+    assert blob is not None
+    parts: list[bytes] = []
+    position = 0
+    while (chunk := await reader.chunk(blob, position)) is not None:
+        parts.append(chunk.payload)
+        position = chunk.position
+    content = b"".join(parts)
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (blob.size_bytes, blob.sha256)
+    return content
+
+
+async def test_a_blob_is_read_as_it_was_put_over_a_killed_server(house: House) -> None:
+    """In chunks, by one who never opened the store; an empty one too, and names with every allowed character."""
+    blobs = await (await house.client("one")).blobs("images", 64 * 1024 * 1024)
+    assert await blobs.find("sha256:abc") is None
+    await blobs.put("sha256:abc", io.BytesIO(LARGE))
+    await blobs.put("of/registry.example:5000/team/app@1_.-", io.BytesIO(b"small"))
+    await blobs.put("empty", io.BytesIO(b""))
+    await house.stop_server()
+    await house.start_server()
+    reader = (await house.client("two")).blob_reader("images")
+    assert await read_whole(reader, "sha256:abc") == LARGE
+    assert await read_whole(reader, "of/registry.example:5000/team/app@1_.-") == b"small"
+    assert await read_whole(reader, "empty") == b""
+
+
+async def test_a_blob_put_again_is_the_new_one_and_takes_no_more_room(house: House) -> None:
+    """The name moves at once; the old chunks are gone."""
+    blobs = await (await house.client("one")).blobs("images", 64 * 1024 * 1024)
+    await blobs.put("a", io.BytesIO(LARGE))
+    used = await blobs.used_bytes()
+    old = await blobs.find("a")
+    assert old is not None
+    await blobs.put("a", io.BytesIO(LARGE[::-1]))
+    assert await read_whole(blobs, "a") == LARGE[::-1]
+    assert await blobs.chunk(old) is None
+    assert await blobs.used_bytes() <= used + 4096
+
+
+async def test_all_blobs_are_listed_and_removed_ones_are_gone(house: House) -> None:
+    """Removing leaves nothing of it, and twice is fine."""
+    blobs = await (await house.client("one")).blobs("images", 64 * 1024 * 1024)
+    assert await blobs.all() == {}
+    for name in ("a", "b", "c"):
+        await blobs.put(name, io.BytesIO(LARGE))
+    await blobs.remove("b")
+    await blobs.remove("b")
+    assert {name: blob.size_bytes for name, blob in (await blobs.all()).items()} == {"a": len(LARGE), "c": len(LARGE)}
+    await blobs.remove("a")
+    await blobs.remove("c")
+    assert await blobs.all() == {}
+    assert await blobs.used_bytes() < 4096
+
+
+async def test_a_full_store_refuses_shows_nothing_and_can_be_emptied(house: House) -> None:
+    """What did not fit leaves nothing behind; what was there stays; removing works though it is full."""
+    blobs = await (await house.client("one")).blobs("images", 1536 * 1024)
+    await blobs.put("first", io.BytesIO(LARGE))
+    used = await blobs.used_bytes()
+    with pytest.raises(BlobsFull):
+        await blobs.put("second", io.BytesIO(LARGE))
+    assert await blobs.find("second") is None
+    assert await blobs.used_bytes() == used
+    assert await read_whole(blobs, "first") == LARGE
+    await blobs.remove("first")
+    await blobs.put("second", io.BytesIO(LARGE))
+    assert await read_whole(blobs, "second") == LARGE
+
+
+async def test_the_limit_of_a_store_can_be_changed(house: House) -> None:
+    """Opened with another limit, that one holds."""
+    client = await house.client("one")
+    with pytest.raises(BlobsFull):
+        await (await client.blobs("images", 512 * 1024)).put("a", io.BytesIO(LARGE))
+    await (await client.blobs("images", 4 * 1024 * 1024)).put("a", io.BytesIO(LARGE))
+
+
+async def test_a_put_that_was_cut_off_is_not_visible_and_is_swept(house: House) -> None:
+    """Its writer ends in the middle: no name, and once it is old enough nothing in the store."""
+
+    class EndsInTheMiddle(io.BytesIO):
+        reads = 0
+
+        def interrupt(self) -> None:
+            self.reads += 1
+            if self.reads == 3:
+                writing.cancel()
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.interrupt()
+            return super().read(size)
+
+        def readinto(self, buffer: bytearray, /) -> int:  # type: ignore[override]
+            loop.call_soon_threadsafe(self.interrupt)
+            return super().readinto(buffer)
+
+    loop = asyncio.get_running_loop()
+    blobs: Blobs = await (await house.client("one")).blobs("images", 64 * 1024 * 1024)
+    await blobs.put("whole", io.BytesIO(LARGE))
+    used = await blobs.used_bytes()
+    writing = asyncio.ensure_future(blobs.put("half", EndsInTheMiddle(LARGE * 4)))
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert await blobs.find("half") is None
+    assert await blobs.used_bytes() > used
+    assert await blobs.sweep(3600.0) == 0
+    assert await blobs.sweep(0.0) == 1
+    assert await blobs.used_bytes() == used
+    assert await read_whole(blobs, "whole") == LARGE
+
+
+async def test_a_store_that_is_not_there_says_so_at_once(house: House) -> None:
+    """A reader of a site without images waits for nothing."""
+    reader = (await house.client("one")).blob_reader("images")
+    async with asyncio.timeout(5):
+        with pytest.raises(NoResponders):
+            await reader.find("a")
+
+
+async def test_an_inbox_keeps_what_anybody_publishes(house: House) -> None:
+    """Whether somebody listens or not, over a killed server, until it is removed; what is on no subject of it is not
+    its business."""
+    reader, agent = await house.client("one"), await house.client("two")
+    inbox = await reader.inbox("alerts", ["word.*", "other"], 1024 * 1024, 1000)
+    for subject, payload in (("word.a", b"1"), ("word.b", b"2"), ("nothing", b"3"), ("other", b"4"), ("word.c", b"5")):
+        await agent.publish(subject, payload)
+    await agent.publish("word.a", b"x" * 1001)
+    await agent.flush(5.0)
+    found = await _read(inbox, 4)
+    assert [(each.subject, each.payload) for each in found] == [
+        ("word.a", b"1"),
+        ("word.b", b"2"),
+        ("other", b"4"),
+        ("word.c", b"5"),
+    ]
+    await inbox.remove(found[1].sequence)
+    await inbox.remove(found[1].sequence)
+    assert [each.payload for each in await inbox.read(0, 2)] == [b"1", b"4"]
+    assert [each.payload for each in await inbox.read(found[2].sequence, 10)] == [b"5"]
+    await house.stop_server()
+    await house.start_server()
+    again = await (await house.client("three")).inbox("alerts", ["word.*", "other"], 1024 * 1024, 1000)
+    assert [each.payload for each in await again.read(0, 10)] == [b"1", b"4", b"5"]
+
+
+async def test_a_full_inbox_drops_the_oldest(house: House) -> None:
+    """Nobody can be told to wait: the newest is what matters more."""
+    bus = await house.client("one")
+    inbox = await bus.inbox("alerts", ["word.*"], 3000, 2000)
+    for letter in (b"a", b"b", b"c"):
+        await bus.publish("word.a", letter * 1200)
+    await bus.flush(5.0)
+    found = await _read(inbox, 2)
+    assert [each.payload[:1] for each in found] == [b"b", b"c"]
+
+
+async def _read(inbox: Inbox, count: int) -> list[InboxEntry]:
+    """What is published is kept a moment later."""
+    deadline = asyncio.get_running_loop().time() + 10.0
+    while len(found := await inbox.read(0, 100)) != count or found[-1].payload[:1] not in (b"5", b"c"):
+        assert asyncio.get_running_loop().time() < deadline, found
+        await asyncio.sleep(0.01)
+    return found

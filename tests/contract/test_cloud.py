@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -9,25 +10,32 @@ from pathlib import Path
 import pytest
 
 from healthmonitor.clouds.cloud import (
+    CloudError,
     CloudRefused,
     DiskHeld,
     DiskNotFound,
     DiskRequest,
     FenceProof,
     Power,
+    Reshaping,
     Unfenced,
     VmNotFound,
+    snapshots_of,
 )
+from healthmonitor.core.disk_changes import Growth
 from protocol.ids import DISK_CID_MAX_CHARACTERS, DiskCid, VmCid
 from tests.support import clouds
-from tests.support.clouds import CloudBench, OwnEngine, interrupted, vm_request
+from tests.support.clouds import CloudBench, OwnEngine, QemuBench, interrupted, vm_request
+from tests.support.nats import free_port
 
 SIMULATED = "simulated"
 REAL_PROVIDERS = [
     pytest.param("qemu", marks=pytest.mark.vm),
     pytest.param("docker", marks=pytest.mark.docker),
 ]
-PROVIDERS = [SIMULATED, *REAL_PROVIDERS]
+PROCESSES = "processes"
+PROVIDERS = [SIMULATED, PROCESSES, *REAL_PROVIDERS]
+FILESYSTEMS = ("ext4", "xfs")
 NOBODY: frozenset[VmCid] = frozenset()
 INTERRUPTIONS = (0, 1, 2, 3, 5, 8, 12, 16, 20, 26)
 """How often a call has waited for something when it is cut short."""
@@ -46,6 +54,9 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     match request.param:
         case "simulated":
             yield clouds.SimulatedBench()
+        case "processes":
+            async with clouds.process_bench(tmp_path / "cloud") as light:
+                yield light
         case "qemu":
             async with clouds.qemu_bench(tmp_path / "cloud") as made:
                 yield made
@@ -58,6 +69,14 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 def of_real_providers(test: Callable[..., object]) -> Callable[..., object]:
     """For what the simulated cloud does not have: stemcells, files to lose, a delete that fences by itself."""
     return pytest.mark.parametrize("bench", REAL_PROVIDERS, indirect=True)(test)
+
+
+SNAPSHOTTING = [pytest.param("qemu", marks=pytest.mark.vm)]
+
+
+def of_reshaping_providers(test: Callable[..., object]) -> Callable[..., object]:
+    """For what some clouds offer beside the port (`Reshaping`)."""
+    return pytest.mark.parametrize("bench", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)(test)
 
 
 async def test_a_key_makes_one_vm(bench: CloudBench) -> None:
@@ -158,7 +177,7 @@ async def test_fencing_is_finished_after_a_crash(bench: CloudBench, suspensions:
 async def test_a_fenced_vm_never_runs_again(bench: CloudBench) -> None:
     """Its key still names it, and a VM made with the key after it was deleted is another one."""
     vm = await bench.cloud.create_vm(vm_request(bench, "k"))
-    await bench.cloud.fence(vm)
+    assert isinstance(await bench.cloud.fence(vm), FenceProof)
     assert await bench.cloud.create_vm(vm_request(bench, "k")) == vm
     assert (await bench.cloud.observe(vm)).power is Power.OFF
     await bench.cloud.delete_vm(vm)
@@ -300,6 +319,169 @@ async def test_a_disk_grows_and_never_shrinks(bench: CloudBench) -> None:
         await bench.cloud.resize_disk(disk, 47)
     (summary,) = await bench.cloud.list_disks()
     assert (summary.size_mib, summary.holders) == (48, {vm})
+
+
+@pytest.mark.parametrize("filesystem", FILESYSTEMS)
+async def test_a_disk_grows_as_its_cloud_says_that_it_can(bench: CloudBench, filesystem: str) -> None:
+    """What a cloud says of its disks is what it does, and every monitor is told the same: where one grows attached,
+    whoever holds it sees the new size at once; where only detached ones grow, an attached one is refused; where none
+    does, so is a detached one."""
+    can = bench.cloud.disk_abilities.grows(filesystem)
+    assert bench.another().disk_abilities.grows(filesystem) is can
+    vm = await bench.cloud.create_vm(vm_request(bench, "k"))
+    disk = await bench.cloud.create_disk(DiskRequest("d", 16))
+    await bench.cloud.attach_disk(vm, disk)
+    if can in (Growth.MOUNTED, Growth.UNMOUNTED):
+        await bench.another().resize_disk(disk, 48)
+        assert await bench.seen_mib(disk) == 48
+        return
+    with pytest.raises(CloudRefused):
+        await bench.cloud.resize_disk(disk, 48)
+    await bench.cloud.detach_disk(vm, disk)
+    if can is Growth.DETACHED:
+        await bench.cloud.resize_disk(disk, 48)
+    else:
+        with pytest.raises(CloudRefused):
+            await bench.cloud.resize_disk(disk, 48)
+
+
+@pytest.mark.parametrize("suspensions", INTERRUPTIONS[::3])
+async def test_growing_is_finished_after_a_crash(bench: CloudBench, suspensions: int) -> None:
+    """Wherever it was cut short, repeating it elsewhere ends with a disk of that size, also for who holds it."""
+    vm = await bench.cloud.create_vm(vm_request(bench, "k"))
+    disk = await bench.cloud.create_disk(DiskRequest("d", 16))
+    await bench.cloud.attach_disk(vm, disk)
+    await interrupted(bench.cloud.resize_disk(disk, 48), suspensions)
+    await bench.another().resize_disk(disk, 48)
+    assert await bench.seen_mib(disk) == 48
+    (summary,) = await bench.cloud.list_disks()
+    assert (summary.size_mib, summary.holders) == (48, {vm})
+
+
+@pytest.mark.parametrize("bench", SNAPSHOTTING, indirect=True)
+async def test_a_snapshot_is_a_disk_of_its_own(bench: QemuBench) -> None:
+    """Taken while a VM holds the disk: all that it held at that moment and nothing later, of its size, held by nobody,
+    with key and tags; the same key gives the same one, also from another monitor. The VM keeps its disk."""
+    cloud = snapshots_of(bench.cloud)
+    again = snapshots_of(bench.another())
+    assert cloud is not None
+    assert again is not None
+    vm = await bench.cloud.create_vm(vm_request(bench, "k"))
+    disk = await bench.cloud.create_disk(DiskRequest("d", 16))
+    await bench.write(disk, b"before")
+    await bench.cloud.attach_disk(vm, disk)
+    request = DiskRequest("d-at-1", 16, tags={"snapshot_of": disk})
+    taken = await cloud.snapshot_disk(disk, request)
+    assert await bench.cloud.disk_holders(disk) == {vm}
+    assert await again.snapshot_disk(disk, request) == taken != disk
+    listed = {summary.disk_cid: summary for summary in await bench.another().list_disks()}
+    found = listed[taken]
+    assert (found.key, found.size_mib, found.holders) == ("d-at-1", 16, NOBODY)
+    assert found.tags == {"snapshot_of": disk}
+    await bench.cloud.detach_disk(vm, disk)
+    await bench.write(disk, b"later!")
+    assert (await bench.read(taken, 6), await bench.read(disk, 6)) == (b"before", b"later!")
+    await bench.cloud.attach_disk(vm, taken)
+    await bench.cloud.detach_disk(vm, taken)
+    await bench.cloud.delete_disk(taken)
+    assert {summary.disk_cid for summary in await bench.cloud.list_disks()} == {disk}
+
+
+@pytest.mark.parametrize("suspensions", INTERRUPTIONS[::3])
+@pytest.mark.parametrize("bench", SNAPSHOTTING, indirect=True)
+async def test_a_snapshot_is_finished_after_a_crash(bench: QemuBench, suspensions: int) -> None:
+    """Wherever it was cut short, repeating it elsewhere ends with one snapshot, whole, and nothing left in the VM."""
+    cloud, again = snapshots_of(bench.cloud), snapshots_of(bench.another())
+    assert cloud is not None
+    assert again is not None
+    vm = await bench.cloud.create_vm(vm_request(bench, "k"))
+    disk = await bench.cloud.create_disk(DiskRequest("d", 16))
+    await bench.write(disk, b"before")
+    await bench.cloud.attach_disk(vm, disk)
+    await interrupted(cloud.snapshot_disk(disk, DiskRequest("d-at-1", 16)), suspensions)
+    taken = await again.snapshot_disk(disk, DiskRequest("d-at-1", 16))
+    assert await bench.read(taken, 6) == b"before"
+    assert {found.disk_cid: found.holders for found in await bench.cloud.list_disks()} == {disk: {vm}, taken: NOBODY}
+
+
+@pytest.mark.parametrize("bench", SNAPSHOTTING, indirect=True)
+async def test_a_snapshot_of_what_is_not_there_or_not_held(bench: QemuBench) -> None:
+    """Said, and no disk is left of it that could be taken for one."""
+    cloud = snapshots_of(bench.cloud)
+    assert cloud is not None
+    with pytest.raises(DiskNotFound):
+        await cloud.snapshot_disk(DiskCid("d-none"), DiskRequest("x-at-1", 16))
+    assert await bench.cloud.list_disks() == []
+
+
+async def test_who_says_that_it_has_snapshots_has_them(bench: CloudBench) -> None:
+    """And who does not is not asked."""
+    assert (snapshots_of(bench.cloud) is not None) is bench.cloud.disk_abilities.snapshots
+
+
+@of_reshaping_providers
+async def test_a_vm_is_given_later_what_it_lacks(bench: CloudBench) -> None:
+    """Made with its lasting properties only and given the others and other tags while it runs, by whichever monitor and
+    as often as it is said: as a VM that was made with them."""
+    port = free_port()
+    properties = {"forward_ports": [f"127.0.0.1:{port}:6379"]}
+    cloud = bench.cloud
+    assert isinstance(cloud, Reshaping)
+    lasting = cloud.lasting_properties(properties)
+    assert all(properties[name] == value for name, value in lasting.items())
+    vm = await cloud.create_vm(vm_request(bench, "k", cloud_properties=dict(lasting), tags={"spare": "k"}))
+    assert not await reached(port)
+    for _ in range(2):
+        for monitor in (cloud, bench.another()):
+            assert isinstance(monitor, Reshaping)
+            await monitor.reshape_vm(vm, properties, {"instance": "shop/db/0"})
+    assert await reached(port)
+    (summary,) = await bench.another().list_vms()
+    assert (summary.vm_cid, summary.tags, summary.power) == (vm, {"instance": "shop/db/0"}, Power.RUNNING)
+
+
+@of_reshaping_providers
+@pytest.mark.parametrize("suspensions", INTERRUPTIONS[::3])
+async def test_reshaping_is_finished_after_a_crash(bench: CloudBench, suspensions: int) -> None:
+    """Wherever it was cut short, repeating it elsewhere ends with all of it."""
+    port = free_port()
+    properties = {"forward_ports": [f"127.0.0.1:{port}:6379"]}
+    cloud, again = bench.cloud, bench.another()
+    assert isinstance(cloud, Reshaping)
+    assert isinstance(again, Reshaping)
+    vm = await cloud.create_vm(vm_request(bench, "k"))
+    await interrupted(cloud.reshape_vm(vm, properties, {"instance": "shop/db/0"}), suspensions)
+    await again.reshape_vm(vm, properties, {"instance": "shop/db/0"})
+    assert await reached(port)
+    assert [summary.tags for summary in await again.list_vms()] == [{"instance": "shop/db/0"}]
+
+
+@of_reshaping_providers
+async def test_what_cannot_be_reshaped(bench: CloudBench) -> None:
+    """A VM that is not there, properties that are none, a VM that was fenced: said, and nothing runs that did not."""
+    cloud = bench.cloud
+    assert isinstance(cloud, Reshaping)
+    with pytest.raises(VmNotFound):
+        await cloud.reshape_vm(VmCid("vm-none"), {}, {})
+    vm = await bench.cloud.create_vm(vm_request(bench, "k", tags={"spare": "k"}))
+    cloud.lasting_properties({"no_such": 1})  # does not raise: wrong ones are create_vm's to refuse
+    with pytest.raises(CloudRefused):
+        await cloud.reshape_vm(vm, {"no_such": 1}, {})
+    assert [summary.tags for summary in await bench.another().list_vms()] == [{"spare": "k"}]
+    assert isinstance(await bench.cloud.fence(vm), FenceProof)
+    with pytest.raises(CloudError):
+        await cloud.reshape_vm(vm, {}, {"instance": "shop/db/0"})
+    assert (await bench.cloud.observe(vm)).power is Power.OFF
+
+
+async def reached(port: int) -> bool:
+    """Whether somebody listens there on this machine."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def test_several_disks_keep_apart(bench: CloudBench) -> None:

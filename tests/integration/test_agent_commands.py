@@ -18,7 +18,7 @@ from protocol.heartbeat import ContainerState, DiskState
 from protocol.ids import ContainerName, DiskCid, DiskName, Generation, InstanceId
 from protocol.nats_bus import NatsBus
 from protocol.settings import BusSettings
-from protocol.spec import DiskSpec, Mount, MountKind, Wanted
+from protocol.spec import DiskSpec, InstanceSpec, Mount, MountKind, Wanted
 from tests.support.agent import (
     AGENT,
     BOOT,
@@ -137,6 +137,27 @@ async def test_apply_refuses_what_is_not_for_this_vm(
     with pytest.raises(RequestRefused, match=message):
         await caller.call("apply", plain(spec))
     assert agent.supervisor.spec == make_spec(3)
+
+
+async def test_apply_refuses_a_host_path_that_does_not_exist(
+    caller: Caller, agent: RunningAgent, tmp_path: Path
+) -> None:
+    """Before anything is stopped, with container, volume and path. What was held before is not asked for again, and a
+    VM that holds nothing yet takes what it is given: the container says then what it lacks."""
+
+    def spec(revision: int, *sources: Path) -> InstanceSpec:
+        mounts = tuple(Mount(MountKind.BIND, str(source), f"/in/{source.name}") for source in sources)
+        first, *others = make_spec().containers
+        return make_spec(revision, containers=(replace(first, mounts=mounts), *others))
+
+    there, missing, lost = tmp_path / "there", tmp_path / "missing", tmp_path / "lost"
+    there.touch()
+    await caller.call("apply", plain(spec(3, lost)))
+    with pytest.raises(RequestRefused, match=f"container redis: volume {missing}:/in/missing: {missing} does not exi"):
+        await caller.call("apply", plain(spec(4, lost, there, missing)))
+    assert agent.supervisor.spec == spec(3, lost)
+    await caller.call("apply", plain(spec(4, lost, there)))
+    assert agent.supervisor.spec == spec(4, lost, there)
 
 
 async def test_an_equal_revision_is_applied_again_and_keeps_a_persons_word(caller: Caller, agent: RunningAgent) -> None:
@@ -481,3 +502,60 @@ def test_the_request_of_the_monitor_reads_back() -> None:
     """What the monitor encodes is what the agent decodes, generation included."""
     request = Request("apply", ({"a": 1},), "director.m.agent-1.r", generation=GENERATION)
     assert envelope.decode_request(envelope.encode_request(request)) == request
+
+
+async def test_a_spare_becomes_an_instance_and_stays_it(bus: NatsBus, tmp_path: Path) -> None:
+    """Told by the centre: from then on it takes that instance's disks and specification of that generation, and no
+    other's; another process on the same VM knows it too."""
+    settings = replace(make_settings(), instance=None, generation=Generation(0))
+    spec = make_spec(1, generation=Generation(4))
+    caller = await Caller(bus).open()
+    async with running_agent(bus, tmp_path / "state", settings=settings) as spare:
+        await until(lambda: answers(caller), what="it answers")
+        with pytest.raises(RequestRefused, match="generation 0, the request of 4"):
+            await caller.call("apply", codec.to_plain(spec), generation=4)
+        place = {"instance": spec.instance, "generation": 4, "hostname": "shop-db-0"}
+        assert await caller.call("become", place, generation=4) == "became"
+        assert await caller.call("become", place, generation=4) == "became"
+        assert spare.hostnames[:1] == ["shop-db-0"]
+        with pytest.raises(RequestRefused, match="already"):
+            await caller.call("become", {**place, "instance": "shop/db/1"}, generation=1)
+        with pytest.raises(RequestRefused, match="generation 4, the request of 0"):
+            await caller.call("list_disk", generation=0)
+        await caller.call("apply", codec.to_plain(spec), generation=4)
+    async with running_agent(bus, tmp_path / "state", settings=settings) as again:
+        await until(lambda: answers(caller), what="it answers")
+        state = await caller.call("get_state", generation=4)
+        assert (state["resurgam"]["instance"], state["resurgam"]["generation"]) == (spec.instance, 4)
+        assert again.desired.spec == spec
+        assert again.desired.hostname == "shop-db-0"
+
+
+async def test_a_vm_that_was_made_for_an_instance_is_no_spare(agent: RunningAgent, caller: Caller) -> None:
+    """Whoever says so."""
+    with pytest.raises(RequestRefused, match="no spare"):
+        await caller.call("become", {"instance": "shop/db/1", "generation": 1})
+
+
+async def test_images_are_fetched_before_anybody_needs_them(agent: RunningAgent, caller: Caller) -> None:
+    """As a task; those that cannot be had are named, and the others are there."""
+    agent.engine.registry.add("redis:7")
+    wanted = [{"image": name, "policy": "missing", "pinned": None} for name in ("gone:1", "redis:7")]
+    answer = await caller.call_to_end("fetch_images", wanted, 1024)
+    assert answer["had"] == {"redis:7": "redis:7 from its registry"}
+    assert list(answer["failed"]) == ["gone:1"]
+    assert agent.engine.images == {"redis:7"}
+
+
+async def test_what_is_to_be_fetched_is_read_with_care(caller: Caller) -> None:
+    """Images with their policies and pins, and a rate; nothing else."""
+    for wrong in ([7], [{"image": "redis:7", "policy": "sometimes"}], [{"image": "a:1"}] * 201):
+        with pytest.raises(RequestRefused, match="argument 1"):
+            await caller.call("fetch_images", wrong, 1024)
+
+
+async def answers(caller: Caller) -> bool:
+    try:
+        return bool(await caller.call("ping", seconds=0.2) == "pong")
+    except TimeoutError:
+        return False

@@ -71,10 +71,10 @@ class MonitorProcess:
     def channel(self, name: str) -> str:
         return f"channels:\n  - {{name: {name}, type: webhook, options: {{url: {json.dumps(self.url)}}}}}\n"
 
-    def configure(self, text: str) -> None:
+    def configure(self, text: str, http: str = "") -> None:
         self.path.write_text(
             f"preset: test\nstate_dir: {self.path.parent}\nbus: {{urls: [{json.dumps(self._server.url)}]}}\n"
-            f'http: {{listen: "127.0.0.1:{self.port}"}}\nliveness: {{stranger_after: 500ms}}\n{text}'
+            f'http: {{listen: "127.0.0.1:{self.port}"{http}}}\nliveness: {{stranger_after: 500ms}}\n{text}'
         )
 
     async def start(self) -> None:
@@ -100,7 +100,7 @@ class MonitorProcess:
                 return {}
 
     async def leads(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (await self.get("/v1/leader")).get("leads"):
             assert time.monotonic() < deadline, self._log.read_text()[-3000:]
             await asyncio.sleep(0.1)
@@ -199,3 +199,38 @@ async def test_a_wrong_configuration_changes_nothing_and_a_right_one_does(
         reply = await http.post("/v1/alerts/channels/better/test", json={})
     assert reply.status_code == 200, reply.text
     assert [body["transition"] for body in receiver.bodies] == ["test"]
+
+
+async def test_a_notification_links_to_the_page_of_its_incident(
+    site: tuple[NatsServer, Receiver, MonitorProcess],
+) -> None:
+    """From the address that the configuration says, signed: whoever was sent it can open it without a token, and with
+    it nothing else."""
+    server, receiver, monitor = site
+    await monitor.kill()
+    token = monitor.path.parent / "token"
+    token.write_text("the-token-of-admins")
+    token.chmod(0o600)
+    url = f"http://127.0.0.1:{monitor.port}"
+    monitor.configure(monitor.channel("page"), f', token_file: token, public_url: "{url}/"')
+    await monitor.start()
+    bus = await NatsBus.open(BusSettings((server.url,)), "strangers")
+    await bus.wait_connected(10)
+    payload = heartbeat.encode(Heartbeat(deployment="other", job="web", job_state="running"))
+
+    async def told() -> bool:
+        await bus.publish(subjects.to_monitor(AgentMessage.HEARTBEAT, AgentId("stranger")), payload)
+        return "agent_stranger:stranger" in receiver.text()
+
+    await until(told, 30, every_seconds=0.2)
+    await bus.close()
+    [link] = [body["link"] for body in receiver.bodies if "agent_stranger" in json.dumps(body)][:1]
+    assert link.startswith(f"{url}/incident?key=agent_stranger%3Astranger&until=")
+    async with httpx.AsyncClient(trust_env=False) as http:
+        page = await http.get(link)
+        assert page.status_code == 200, page.text
+        assert "agent_stranger:stranger" in page.text
+        assert (await http.get(link[:-1])).status_code == 401
+        assert (await http.get(f"{url}/v1/incidents?{link.partition('?')[2]}")).status_code == 401
+    assert link.partition("sign=")[2] not in monitor.log()
+    assert "the-token-of-admins" not in monitor.log() + receiver.text()

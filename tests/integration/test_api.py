@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -17,19 +18,59 @@ from healthmonitor.alert_actions import AlertActions
 from healthmonitor.alerting import Alerting
 from healthmonitor.api import Api, ApiParts, Role
 from healthmonitor.api_server import AddressInUse, ApiServer, bind
-from healthmonitor.core.fleet import AgentView
+from healthmonitor.core.agent_state import AgentView
 from healthmonitor.core.judgement import Judgement, Verdict
+from healthmonitor.core.maintenance import OnceWindow, WeeklyWindow
+from healthmonitor.core.notifying import links
 from healthmonitor.core.operation import IllegalTransition
-from healthmonitor.core.policy import AlertPolicy, Policy
-from healthmonitor.core.records import Event, InstanceRecord, Operation, OperationKind, Step, VmBinding
+from healthmonitor.core.policy import AlertPolicy, LeadershipPolicy, Policy
+from healthmonitor.core.presence import Presence, Roster
+from healthmonitor.core.records import (
+    DiskBinding,
+    Event,
+    InstanceRecord,
+    Operation,
+    OperationKind,
+    OrphanDisk,
+    Step,
+    VmBinding,
+)
+from healthmonitor.disk_actions import DiskActions
+from healthmonitor.image_actions import ImageActions
+from healthmonitor.image_store import ImageStore
 from healthmonitor.journal import Journal
+from healthmonitor.leadership import Leadership
+from healthmonitor.maintenance_actions import MaintenanceActions
 from healthmonitor.manifest_intake import ManifestIntake
+from healthmonitor.monitors import Monitors, Standing
 from healthmonitor.operator_actions import OperatorActions
+from protocol import heartbeat as wire
 from protocol.bus import NoResponders
-from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Extension, Heartbeat
-from protocol.ids import AgentId, Generation, InstanceId, OperationId, Revision, VmCid
+from protocol.heartbeat import (
+    ContainerReport,
+    ContainerState,
+    DiskReport,
+    DiskState,
+    EngineState,
+    Extension,
+    Glance,
+    Heartbeat,
+)
+from protocol.ids import (
+    AgentId,
+    CloudName,
+    DiskCid,
+    DiskName,
+    Generation,
+    InstanceId,
+    MonitorId,
+    OperationId,
+    Revision,
+    VmCid,
+)
 from protocol.nats_bus import NatsBus
 from protocol.settings import BusSettings
+from tests.simulation.cloud import SimulatedCloud
 from tests.support.alerts import RecordingChannel, alerting, incident, refused
 from tests.support.nats import nats_server
 from tests.support.waiting import until
@@ -128,13 +169,21 @@ class PretendedMonitor:
         return b"resurgam_up 1\n"
 
     def strangers(self) -> list[AgentView]:
-        return [AgentView(AgentId("old"), Verdict.ALIVE, "", None, float("inf"), 0.0, 3.0)]
+        return [AgentView(AgentId("old"), Verdict.ALIVE, "", None, float("inf"), 0.0, 3.0, 15.0, 7.5)]
 
     def verdict(self, agent: AgentId) -> Verdict:
         return Verdict.ALIVE if agent in self.heartbeats else Verdict.UNHEARD
 
+    def last_glance(self, agent: AgentId) -> Glance | None:
+        heartbeat = self.last_heartbeat(agent)
+        return None if heartbeat is None else wire.glance(wire.encode(heartbeat))
+
     def last_heartbeat(self, agent: AgentId) -> Heartbeat | None:
         return self.heartbeats.get(agent)
+
+    def revision(self, agent: AgentId) -> int | None:
+        heard = self.heartbeats.get(agent)
+        return None if heard is None or heard.resurgam is None else heard.resurgam.revision
 
     def heard_after(self, agent: AgentId, at_seconds: float) -> bool:
         return agent in self.heartbeats
@@ -149,6 +198,9 @@ class Site:
     monitor: PretendedMonitor
     alerting: Alerting
     channels: list[RecordingChannel]
+    windows_changed: list[None]
+    leadership: Leadership
+    roster: Roster
 
     async def deploy(self, **more: Any) -> httpx.Response:
         return await self.http.put("/v1/deployments/shop", json={"manifest": MANIFEST, **more})
@@ -193,14 +245,54 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         events: list[Event] = []
         part = alerting(bus, journal, channels, lambda: 1000.0, is_leader=monitor.is_leader, events=events)
         alerts = AlertActions(journal, part, monitor, lambda: 1000.0, lambda: uuid.uuid4().hex)
-        parts = ApiParts(journal, actions, monitor, monitor, monitor, intake, lambda: tokens, alerts, lambda: 1000.0)
+        changed: list[None] = []
+        maintenance = MaintenanceActions(
+            journal,
+            monitor,
+            lambda: [WeeklyWindow(6, 7200, 3600.0, "backups")],
+            lambda: 1000.0,
+            lambda: uuid.uuid4().hex,
+            lambda: changed.append(None),
+        )
+        loop = asyncio.get_running_loop()
+        policy = LeadershipPolicy()
+        own = Presence("hm", "1", version="1.2", address="http://127.0.0.1:1", started_at=900.0)
+        roster = Roster("hm", "1", policy)
+        leadership = Leadership(bus, MonitorId("hm"), policy, "1", unix_time=lambda: 1000.0)
+        monitors = Monitors(own, roster, leadership, journal, Standing(lambda: "", lambda: 0), policy, loop.time)
+        store = ImageStore(bus, tmp_path / "uploads", lambda: 1024 * 1024)
+        images = ImageActions(store, journal, monitor, lambda: 1000.0)
+        parts = ApiParts(
+            journal=journal,
+            actions=actions,
+            fleet=monitor,
+            monitor=monitor,
+            leader=monitor,
+            manifests=intake,
+            tokens=lambda: tokens,
+            signs_links=lambda: ADMIN,
+            alerts=alerts,
+            maintenance=maintenance,
+            monitors=monitors,
+            images=images,
+            unix_time=lambda: 1000.0,
+            disks=DiskActions(
+                journal,
+                monitor,
+                {CloudName("local"): SimulatedCloud()},
+                lambda record: (DiskReport("data", "disk-1", DiskState.MOUNTED, 42.0, 7.0, 1000),),
+                lambda: 5 * 86400.0,
+                lambda: 1000.0,
+                operations.wake,
+            ),
+        )
         api = Api(parts)
         apiserver = ApiServer(api.application(), "127.0.0.1", 0)
         serving = asyncio.create_task(apiserver.run())
         headers = {"Authorization": f"Bearer {ADMIN}", "X-Resurgam-User": "ada"}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{apiserver.port}", headers=headers) as http:
             running = asyncio.create_task(part.run())
-            yield Site(http, journal, operations, agents, monitor, part, channels)
+            yield Site(http, journal, operations, agents, monitor, part, channels, changed, leadership, roster)
             running.cancel()
             await asyncio.wait({running})
         apiserver.stop()
@@ -327,6 +419,31 @@ async def test_a_monitor_that_does_not_lead_sends_people_on(site: Site) -> None:
         "leader": "hm2",
         "address": "http://127.0.0.1:2",
     }
+
+
+async def test_who_leads_and_who_else_is_there(site: Site) -> None:
+    """The status names the leader, since when and why, and each monitor; stepping down is refused while nobody could
+    follow, and hands over when somebody can."""
+    running = asyncio.create_task(site.leadership.run())
+    await until(site.leadership.is_leader, what="it leads")
+    listed = (await site.http.get("/v1/monitors")).json()
+    assert (listed["leader_id"], listed["leader_since"], listed["leader_why"]) == ("hm", 1000.0, "there is no lease")
+    assert [(each["monitor"], each["this"], each["doing"]) for each in listed["monitors"]] == [("hm", True, "leads")]
+    refused_reply = await site.http.post("/v1/monitors/step-down", json={})
+    assert refused_reply.status_code == 409
+    assert "could lead at once" in refused_reply.json()["error"]
+    site.roster.heard(Presence("hm-b", "b1", warm=True, leads=True), asyncio.get_running_loop().time())
+    told = (await site.http.post("/v1/monitors/step-down", json={"seconds": 30, "because": "a new kernel"})).json()
+    assert told["text"] == "hm has stepped down for 30s; hm-b leads now"
+    assert not site.leadership.is_leader()
+    assert (await site.journal.last_events(1))[0].event.text == "hm steps down for 30s; by ada (admin): a new kernel"
+    own, other = (await site.http.get("/v1/status")).json()["monitors"]
+    assert own["state"].startswith("stepped down, for another")
+    assert (other["monitor"], other["doing"]) == ("hm-b", "leads")
+    again = await site.http.post("/v1/monitors/step-down", json={})
+    assert (again.status_code, again.json()["kind"]) == (409, "not_leading")
+    running.cancel()
+    await asyncio.wait({running})
 
 
 async def test_stopping_changes_what_the_agent_is_told(site: Site) -> None:
@@ -510,6 +627,106 @@ async def test_a_silence_has_a_subject_an_end_and_a_reason(site: Site, body: dic
     assert (await site.http.get("/v1/silences")).json() == {"silences": []}
 
 
+async def test_the_page_of_an_incident_opens_by_its_link_and_by_no_other(site: Site) -> None:
+    """A signed link, or a token of any role; not one that expired, was made for another incident, or was touched."""
+    vm = replace(incident("shop/db/0", at=900.0), detail="<script>alert(1)</script>")
+    await site.journal.save_incident(vm)
+    await site.journal.save_incident(incident("shop/db/1", at=900.0))
+    await site.journal.append_event(Event(950.0, "operation.step", "shop/db/0", "fenced & <b>deleted</b>"))
+    await site.journal.append_event(Event(950.0, "operation.step", "shop/db/1", "another's"))
+    address = links.link("", ADMIN, vm.key, 1000.0) or links.link("http://x", ADMIN, vm.key, 1000.0)[len("http://x") :]
+    stranger: dict[str, str | None] = {"Authorization": ""}
+    opened = await site.http.get(address, headers=stranger)
+    assert opened.status_code == 200, opened.text
+    assert opened.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in opened.headers["content-security-policy"]
+    assert (opened.headers["referrer-policy"], opened.headers["cache-control"]) == ("no-referrer", "no-store")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in opened.text
+    assert "fenced &amp; &lt;b&gt;deleted&lt;/b&gt;" in opened.text
+    assert "<script" not in opened.text
+    assert "another&#x27;s" not in opened.text
+    for shown in (vm.title, "1970-01-01 00:15:00 UTC", vm.next_step, vm.key):
+        assert html.escape(shown, quote=True) in opened.text
+    expired = links.link("http://x", ADMIN, vm.key, 1000.0 - links.VALID_SECONDS)[len("http://x") :]
+    for wrong in (
+        address.replace("db%2F0", "db%2F1"),
+        address.replace("until=", "until=9"),
+        address[:-1],
+        expired,
+        "/incident?key=" + vm.key,
+    ):
+        refused = await site.http.get(wrong, headers=stranger)
+        assert (refused.status_code, vm.title in refused.text) == (401, False), wrong
+        assert refused.headers["referrer-policy"] == "no-referrer"
+    for token in (READER, ADMIN):
+        found = await site.http.get("/incident", params={"key": vm.key}, headers={"Authorization": f"Bearer {token}"})
+        assert found.status_code == 200
+    assert (await site.http.get("/incident", params={"key": "nothing"})).status_code == 404
+    assert (await site.http.post("/incident", params={"key": vm.key})).status_code == 405
+    only_this = await site.http.get("/v1/incidents?" + address.partition("?")[2], headers=stranger)
+    assert only_this.status_code == 401
+
+
+async def test_a_maintenance_window_is_added_listed_and_ended(site: Site) -> None:
+    """Once or weekly, with who and why in the timeline; durable, so that another monitor's journal has it too; those
+    of the configuration file are listed beside them."""
+    once = await site.http.post("/v1/maintenance", json={"seconds": 3600, "because": "new switches"})
+    assert once.status_code == 201, once.text
+    wish = {"day": "sunday", "at": "02:00", "seconds": 7200, "because": "backups"}
+    weekly = await site.http.post("/v1/maintenance", json=wish)
+    assert weekly.status_code == 201, weekly.text
+    other = Journal(site.journal._bus, lambda: 0.0)
+    await other.open()
+    assert {each.window for each in other.maintenance().values()} == {
+        OnceWindow(1000.0, 4600.0, "new switches"),
+        WeeklyWindow(6, 7200, 7200.0, "backups"),
+    }
+    ended = await site.http.post(f"/v1/maintenance/{weekly.json()['id']}/end", json={"because": "moved"})
+    assert ended.status_code == 200, ended.text
+    again = await site.http.post(f"/v1/maintenance/{weekly.json()['id']}/end", json={})
+    assert again.status_code == 409
+    assert (await site.http.post("/v1/maintenance/nothing/end", json={})).status_code == 404
+    listed = (await site.http.get("/v1/maintenance")).json()["windows"]
+    assert [(each["from"], each["open"], each["over"], each["because"]) for each in listed] == [
+        ("a person", True, False, "new switches"),
+        ("a person", False, True, "backups"),
+        ("the configuration file", False, False, "backups"),
+    ]
+    await other.reload()
+    assert [each.window.reason for each in other.maintenance().values() if each.ended_at is None] == ["new switches"]
+    assert len(site.windows_changed) == 3
+    found = [each for each in await site.events() if each["kind"].startswith("maintenance.")]
+    assert [(each["kind"], each["fields"]["by"], each["fields"]["because"]) for each in found] == [
+        ("maintenance.added", "ada (admin)", "new switches"),
+        ("maintenance.added", "ada (admin)", "backups"),
+        ("maintenance.ended", "ada (admin)", "moved"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"because": "x"}, 422),
+        ({"seconds": 3600}, 422),
+        ({"seconds": 3600, "because": " "}, 409),
+        ({"seconds": 1, "because": "x"}, 409),
+        ({"seconds": 91 * 86400, "because": "x"}, 409),
+        ({"seconds": 60, "start": 100, "because": "x"}, 409),
+        ({"seconds": 60, "start": 1e9, "because": "x"}, 409),
+        ({"seconds": 60, "day": "sunday", "because": "x"}, 422),
+        ({"seconds": 60, "day": "someday", "at": "02:00", "because": "x"}, 422),
+        ({"seconds": 60, "day": "daily", "at": "24:00", "because": "x"}, 422),
+        ({"seconds": 60, "day": "daily", "at": "02:00", "start": 2000, "because": "x"}, 422),
+        ({"seconds": 25 * 3600, "day": "daily", "at": "02:00", "because": "x"}, 409),
+    ],
+)
+async def test_a_maintenance_window_has_an_end_and_a_reason(site: Site, body: dict[str, Any], status: int) -> None:
+    """Or, weekly, hours and a reason; anything else is refused, and nothing is written."""
+    reply = await site.http.post("/v1/maintenance", json=body)
+    assert reply.status_code == status, reply.text
+    assert site.journal.maintenance() == {}
+
+
 async def test_a_failing_channel_shows_in_healthz(site: Site) -> None:
     """The monitor is well; that somebody is not told stands beside it."""
     site.alerting.set_policy(
@@ -518,8 +735,41 @@ async def test_a_failing_channel_shows_in_healthz(site: Site) -> None:
     await until(lambda: site.alerting.desk is not None)
     site.channels[0].down = refused("535 wrong password")
     site.alerting.see(incident("shop/db/0", at=1000.0))
-    await until(lambda: site.alerting.warnings())
-    reply = await site.http.get("/healthz")
-    assert reply.json()["warnings"] == ["channel mail: cannot deliver: 535 wrong password; 0 wait"]
+    expected = ["channel mail: cannot deliver: 535 wrong password; 0 wait"]
+    await until(lambda: site.alerting.warnings() == expected, what="what was refused waits no more")
+    assert (await site.http.get("/healthz")).json()["warnings"] == expected
     views = (await site.http.get("/v1/alerts/channels")).json()["channels"]
     assert [(each["name"], each["state"]) for each in views] == [("mail", "failing"), ("pager", "works")]
+
+
+async def test_disks_are_listed_kept_and_given_up(site: Site) -> None:
+    """An instance's disk with what its agent says of it, and an orphan; people may keep the orphan or let it go, and
+    nothing else."""
+    record = await site.with_instance()
+    disk = DiskBinding(DiskName("data"), "shop-db-0-data", 1000, DiskCid("disk-1"), made_at=500.0)
+    await site.journal.save_instance(replace(record, disks=(disk,)), record)
+    cloud = record.group.cloud
+    await site.journal.save_orphan(
+        OrphanDisk(cloud, "shop-db-0-logs", DiskCid("disk-2"), DiskName("logs"), 10, "ext4", SHOP_DB, 900.0)
+    )
+    used, orphan = (await site.http.get("/v1/disks")).json()["disks"]
+    assert (used["cid"], used["role"], used["percent"], used["instance"]) == ("disk-1", "in use", 42.0, SHOP_DB)
+    assert (orphan["cid"], orphan["role"], orphan["kept_until"]) == ("disk-2", "orphan", 900.0 + 5 * 86400.0)
+    kept = await site.http.post("/v1/disks/disk-2/keep", json={"seconds": 60, "because": "audit"})
+    assert kept.status_code == 200
+    assert (await site.http.get("/v1/disks")).json()["disks"][1]["kept_until"] == 1060.0
+    not_that = await site.http.post("/v1/disks/disk-1/delete", json={})
+    assert not_that.status_code == 409
+    assert (await site.http.post("/v1/disks/disk-9/delete", json={})).status_code == 404
+    assert (await site.http.post("/v1/disks/disk-2/keep", json={"seconds": -1})).status_code == 422
+    assert (await site.http.post("/v1/disks/disk-2/delete", json={})).status_code == 202
+    assert (await site.http.get("/v1/disks")).json()["disks"][1]["kept_until"] == 1000.0
+    wish = {"instance": SHOP_DB, "disk": "data", "because": "before the upgrade"}
+    refused = await site.http.post("/v1/disks/snapshots", json=wish)
+    assert (refused.status_code, "has no snapshots" in refused.text) == (409, True)
+    assert (await site.http.post("/v1/disks/snapshots", json={**wish, "instance": "shop/db/9"})).status_code == 404
+    assert (await site.http.post("/v1/disks/snapshots", json={**wish, "seconds": -1})).status_code == 422
+    reader = {"Authorization": f"Bearer {READER}"}
+    assert (await site.http.post("/v1/disks/snapshots", json=wish, headers=reader)).status_code == 403
+    assert (await site.http.post("/v1/disks/disk-2/keep", json={}, headers=reader)).status_code == 403
+    assert [event["kind"] for event in await site.events()][-2:] == ["operator.disk_kept", "operator.disk_deleted"]

@@ -14,7 +14,7 @@ import pytest
 
 from healthmonitor.channels.apprise import HANGING_MAX, AppriseChannel, Service, services_of
 from healthmonitor.channels.channel import ChannelUnavailable
-from healthmonitor.channels.exec import ExecChannel, ExecSettings
+from healthmonitor.channels.exec import ExecChannel, ExecSettings, lines
 from healthmonitor.channels.secret import Secret
 from tests.support.notifications import OPENED, many, notification, resolved
 from tests.support.receivers import http_receiver
@@ -32,12 +32,31 @@ print("end of input", file=keep, flush=True)
 """
 
 
+SAYING_OK = """
+import json, sys
+keep = open(sys.argv[1], "a")
+for number, line in enumerate(sys.stdin, 1):
+    if number == int(sys.argv[2]):
+        sys.exit(7)
+    event = json.loads(line)
+    print(event["id"], file=keep, flush=True)
+    print("busy with", event["id"], "x" * 100_000, flush=True)
+    print("ok", "somebody else's", flush=True)
+    print("ok", event["id"], flush=True)
+"""
+
+
 class Child:
-    def __init__(self, directory: Path, lines_to_read: int = -1, program: str = CHILD) -> None:
+    def __init__(
+        self, directory: Path, lines_to_read: int = -1, program: str = CHILD, acknowledge: bool = False
+    ) -> None:
         self._kept = directory / "kept"
         self._kept.touch()
         settings = ExecSettings(
-            (sys.executable, "-c", program, str(self._kept), str(lines_to_read)), {"PATH": "/usr/bin:/bin"}, 1.0
+            (sys.executable, "-c", program, str(self._kept), str(lines_to_read)),
+            {"PATH": "/usr/bin:/bin"},
+            10.0 if acknowledge else 1.0,
+            acknowledge,
         )
         self.channel = ExecChannel("own", settings)
 
@@ -220,3 +239,38 @@ def _alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+async def test_what_a_process_acknowledged_is_delivered_and_what_it_did_not_comes_again(
+    make_child: Callable[..., Child],
+) -> None:
+    """It ends in the middle of a notification: whoever is started next gets the lines that were not acknowledged, with
+    the same ids, and none of the others."""
+    child = make_child(3, SAYING_OK, True)
+    told = many(4)
+    ids = [each["id"] for each in lines(told)]
+    with pytest.raises(ChannelUnavailable, match="ended with 7 before it had acknowledged all"):
+        await child.channel.deliver(told)
+    assert child.kept() == ids[:2]
+
+    async def again() -> bool:
+        try:
+            await child.channel.deliver(told)
+        except ChannelUnavailable:
+            return False
+        return True
+
+    await until(again, every_seconds=0.1)
+    assert child.kept() == ids
+
+
+async def test_a_process_that_reads_and_does_not_acknowledge_has_not_taken_it(tmp_path: Path) -> None:
+    """It is stopped after the time; without `acknowledge` the same program has taken it."""
+    command = (sys.executable, "-c", "import sys\nfor line in sys.stdin: print('ok', flush=True)")
+    strict = ExecChannel("own", ExecSettings(command, {}, 0.5, acknowledge=True))
+    with pytest.raises(ChannelUnavailable, match=r"did not acknowledge 1 of 1 lines within 0.5 s and was stopped"):
+        await strict.deliver(OPENED)
+    await strict.close()
+    plain = ExecChannel("own", ExecSettings(command, {}, 10.0))
+    assert "1 lines to process" in (await plain.deliver(OPENED)).said
+    await plain.close()

@@ -100,7 +100,7 @@ async def test_a_blank_disk_is_formatted_once_and_keeps_its_data(bench: Bench, f
     directory = await bench.mount(wanted)
     Path(directory, "precious").write_text("data")
     marker = json.loads(Path(directory, ".resurgam/disk.json").read_text())
-    assert marker == {"instance": INSTANCE, "disk": "data", "cid": "d-1"}
+    assert (marker["instance"], marker["disk"], marker["cid"]) == (INSTANCE, "data", "d-1")
     assert await bench.mount(wanted) == directory, "mounting again is fine"
     assert await bench.unmount(wanted)
     assert not bench.is_mounted(wanted)
@@ -309,6 +309,25 @@ async def test_the_keeper_mounts_reports_and_remounts(bench: Bench, tmp_path: Pa
         assert not bench.is_mounted(wanted)
         again.set_wanted(make_spec(2, disks=(wanted,)), INSTANCE)
         await until(lambda: bench.is_mounted(wanted), what="a newer specification names it again")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_disk_waits_for_its_vm_to_be_somebodys(bench: Bench, tmp_path: Path) -> None:
+    """Until then it says what it waits for, and is not tried over and over; then it is mounted at once."""
+    wanted = disk(bench.device())
+    document = Store(tmp_path / "state").document("disks", KnownDisks)
+    keeper = DiskKeeper(bench.tools, document, on_mounts=lambda _: None)
+    keeper.set_wanted(None, None)
+    task = asyncio.create_task(keeper.run())
+    try:
+        with pytest.raises(DiskRefused, match="fills no instance yet"):
+            await keeper.mount(wanted)
+        assert keeper.reports()[0].state is DiskState.FAILED
+        assert "fills no instance yet" in keeper.reports()[0].detail
+        keeper.set_wanted(None, INSTANCE)
+        await until(lambda: bench.is_mounted(wanted), what="it is mounted once the VM is somebody's")
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import nats
 import pytest
 
 from healthmonitor.core import operation as rules
 from healthmonitor.core.records import Incident, InstanceRecord, OperationKind, Severity, Switches
 from healthmonitor.journal import CorruptRecord, EventEntry, Journal, Superseded
-from protocol.ids import OperationId, Revision
+from protocol.ids import InstanceId, OperationId, Revision, instance_key
 from protocol.nats_bus import NatsBus
 from protocol.settings import BusSettings
 from tests.support.hands_world import SHOP, UNIX_EPOCH, deployment, group, place
@@ -167,3 +170,109 @@ async def test_events_are_followed_from_where_one_left_off(bus: NatsBus) -> None
     assert [entry.event.text for entry in await journal.events_after(sequences[1])] == ["2", "3"]
     assert len(await journal.events_since(UNIX_EPOCH - 1.0)) == 4
     assert await journal.events_since(UNIX_EPOCH + 1.0) == []
+
+
+async def change_raw(bus: NatsBus, bucket: str, key: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """As a newer monitor would have written it."""
+    opened_bucket = await bus.bucket(bucket)
+    entry = await opened_bucket.get(key)
+    assert entry is not None
+    plain = json.loads(entry.value)
+    change(plain)
+    await opened_bucket.update(key, json.dumps(plain).encode(), entry.revision)
+
+
+async def test_what_a_newer_monitor_wrote_beside_is_kept(bus: NatsBus) -> None:
+    """Keys that this monitor does not know stay, at every depth, when it changes the record: several times, and when
+    it changes what stands beside them."""
+    journal = await opened(bus)
+    await journal.save_instance(RECORD, None)
+
+    def newer(plain: dict[str, Any]) -> None:
+        plain["colour"] = "blue"
+        plain["group"]["containers"][0]["shape"] = {"round": True}
+
+    await change_raw(bus, "instances", instance_key(DB), newer)
+    await journal.reload()
+    held = journal.instance(DB)
+    assert held == RECORD
+    for revision in (2, 3):
+        before = journal.instance(DB)
+        assert before is not None
+        await journal.save_instance(replace(before, revision=Revision(revision), ignore=True), before)
+    entry = await (await bus.bucket("instances")).get(instance_key(DB))
+    assert entry is not None
+    plain = json.loads(entry.value)
+    assert (plain["revision"], plain["ignore"], plain["colour"]) == (3, True, "blue")
+    assert plain["group"]["containers"][0]["shape"] == {"round": True}
+    fresh = (await opened(bus)).instance(DB)
+    assert fresh == replace(RECORD, revision=Revision(3), ignore=True)
+
+
+async def test_a_step_that_only_a_newer_monitor_knows_stops_nothing_else(bus: NatsBus) -> None:
+    """Its instance is left alone, the record is kept byte for byte, and the reason names the way out."""
+    journal = await opened(bus)
+    await journal.save_instance(RECORD, None)
+    await journal.save_operation(OPERATION, None)
+    await change_raw(bus, "operations", instance_key(DB), lambda plain: plain.update(step="levitate"))
+    await journal.reload()
+    assert journal.is_corrupt(DB)
+    assert journal.has_corrupt_instances(SHOP)
+    assert journal.operation(DB) is None
+    with pytest.raises(CorruptRecord, match="if a newer monitor wrote it, upgrade this one"):
+        await journal.save_operation(OPERATION, None)
+    entry = await (await bus.bucket("operations")).get(instance_key(DB))
+    assert entry is not None
+    assert json.loads(entry.value)["step"] == "levitate"
+    await change_raw(bus, "operations", instance_key(DB), lambda plain: plain.update(step="confirm"))
+    await journal.reload()
+    assert not journal.is_corrupt(DB)
+
+
+async def test_switches_that_cannot_be_read_switch_off(bus: NatsBus) -> None:
+    """A person may have said that nothing is to be rebuilt: that holds while nobody can read it."""
+    journal = await opened(bus)
+    await journal.save_switches(Switches())
+    await change_raw(bus, "switches", "switches", lambda plain: plain.update(resurrection="at full moon"))
+    await journal.reload()
+    assert not journal.switches().resurrection
+
+
+async def test_a_reader_that_reads_along_takes_in_what_was_written_deleted_and_purged(
+    server: NatsServer, bus: NatsBus
+) -> None:
+    """Each reload reads only what was written since; a record that was purged by hand, which leaves no trace, is missed
+    all the same, and so is one of which only the deletion is stored."""
+    writer, reader = await opened(bus), await opened(bus)
+    other = replace(RECORD, instance=InstanceId("shop/db/7"), index=7)
+    await writer.save_instance(RECORD, None)
+    await writer.save_instance(other, None)
+    await reader.reload()
+    assert set(reader.instances()) == {DB, other.instance}
+    changed = replace(RECORD, ignore=True)
+    await writer.save_instance(changed, RECORD)
+    await writer.delete_instance(other)
+    await reader.reload()
+    assert reader.instances() == {DB: changed}
+    await writer.save_instance(other, None)
+    await reader.reload()
+    assert set(reader.instances()) == {DB, other.instance}
+    client = await nats.connect(server.url)
+    await client.jetstream().purge_stream("KV_instances", subject="$KV.instances.shop.db.7")
+    await client.close()
+    for each in (reader, writer):
+        await each.reload()
+        assert each.instances() == {DB: changed}
+
+
+async def test_a_bucket_whose_last_write_was_purged_is_read_all_the_same(server: NatsServer, bus: NatsBus) -> None:
+    """The last write is gone, by hand: what is there is what there is."""
+    journal = await opened(bus)
+    await journal.save_instance(RECORD, None)
+    await journal.save_operation(OPERATION, None)
+    client = await nats.connect(server.url)
+    await client.jetstream().purge_stream("KV_operations")
+    await client.close()
+    await journal.reload()
+    assert journal.operations() == {}
+    assert journal.instance(DB) == RECORD

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from healthmonitor.core.policy import LeadershipPolicy
-from healthmonitor.leadership import Leadership
+from healthmonitor.core.presence import RECORDS_FORMAT
+from healthmonitor.leadership import Leadership, Manners
 from protocol.bus import Bus
 from protocol.ids import MonitorId
 from protocol.nats_bus import NatsBus
@@ -78,6 +79,49 @@ async def test_a_server_that_is_gone_ends_leading_in_time(server: NatsServer, bu
     await server.start()
     await until(leader.is_leader, what="it leads again")
     await stop(running)
+
+
+async def test_who_steps_down_leaves_it_to_others_for_as_long_as_one_is_ready(buses: list[Bus]) -> None:
+    """Asked to step down for a minute, a monitor does not lead again while another could; when that one is gone, it
+    does, after the TTL and long before the minute is over. Why stands in the lease."""
+    there = [True, True]
+    first, second = (
+        Leadership(bus, MonitorId(f"m{n}"), POLICY, f"i{n}", manners=Manners(lambda newest, n=n: there[1 - n]))  # type: ignore[misc]
+        for n, bus in enumerate(buses)
+    )
+    tasks = [asyncio.create_task(first.run())]
+    await until(first.is_leader, what="the first leads")
+    tasks.append(asyncio.create_task(second.run()))
+    first.on_given_back(second.wake)
+    await until(lambda: second.holder() is not None, what="the second has seen it")
+    assert await first.step_down(60.0, "m0 stepped down: a new kernel")
+    await until(second.is_leader, what="the second leads")
+    assert (lease := second.holder()) is not None
+    assert lease.why == "m0 stepped down: a new kernel"
+    assert first.refusal().startswith("stepped down, for another")
+    there[1] = False
+    tasks[1].cancel()
+    await asyncio.wait({tasks[1]})
+    await until(first.is_leader, 10, "the first leads again: nobody else is there")
+    await stop(tasks[0])
+
+
+async def test_a_lease_with_records_of_a_newer_format_is_not_taken(buses: list[Bus]) -> None:
+    """An older monitor waits and says why; the newer one takes it at once."""
+    newer = Leadership(buses[0], MonitorId("m0"), POLICY, "i0", version="9", records_format=RECORDS_FORMAT + 1)
+    running = asyncio.create_task(newer.run())
+    await until(newer.is_leader, what="the newer one leads")
+    await stop(running)
+    older = Leadership(buses[1], MonitorId("m1"), POLICY, "i1")
+    waiting = asyncio.create_task(older.run())
+    await until(lambda: older.refusal(), what="the older one says why it does not lead")
+    assert "newer monitor (9)" in older.refusal()
+    again = Leadership(buses[0], MonitorId("m0"), POLICY, "i2", records_format=RECORDS_FORMAT + 1)
+    running = asyncio.create_task(again.run())
+    await until(again.is_leader, what="the newer one leads again")
+    assert not older.is_leader()
+    await stop(running)
+    await stop(waiting)
 
 
 async def test_never_two_leaders(buses: list[Bus]) -> None:

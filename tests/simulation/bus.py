@@ -15,19 +15,29 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import hashlib
 import re
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, BinaryIO
 
 from protocol.bus import (
+    Blob,
+    BlobReader,
+    Blobs,
+    BlobsFull,
     Bucket,
     BusUnavailable,
+    Chunk,
+    Deleted,
     Entry,
+    Extent,
+    Inbox,
+    InboxEntry,
     Log,
     LogEntry,
     Message,
@@ -41,6 +51,7 @@ from tests.simulation.loop import Condition, Process, current_process
 JETSTREAM_TIMEOUT_SECONDS = 5.0
 FOLLOW_POLL_SECONDS = 0.25
 QUEUE_DEDUPLICATION_SECONDS = 120.0
+BLOB_CHUNK_BYTES = 64 * 1024
 ROUTES_MAX = 20_000
 INBOX = "_INBOX."
 KEY = re.compile(r"[A-Za-z0-9._-]+")
@@ -63,16 +74,19 @@ class Weather:
 
 @dataclass(slots=True)
 class Store:
-    """What survives the server: buckets, logs and queues."""
+    """What survives the server: buckets, logs, queues and blobs."""
 
     buckets: dict[str, StoredBucket] = field(default_factory=dict)
+    blobs: dict[str, StoredBlobs] = field(default_factory=dict)
     logs: dict[str, StoredLog] = field(default_factory=dict)
     queues: dict[str, StoredQueue] = field(default_factory=dict)
+    inboxes: dict[str, StoredInbox] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class StoredBucket:
     entries: dict[str, Entry] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)  # key → revision
     revision: int = 0
 
 
@@ -93,6 +107,31 @@ class StoredQueue:
     sequence: int = 0
 
 
+@dataclass(slots=True)
+class StoredBlobs:
+    max_bytes: int
+    named: dict[str, Blob] = field(default_factory=dict)
+    chunks: dict[int, tuple[str, bytes, float]] = field(default_factory=dict)  # position → handle, payload, when
+    position: int = 0
+
+
+@dataclass(slots=True)
+class StoredInbox:
+    subjects: tuple[str, ...]
+    max_bytes: int
+    message_max_bytes: int
+    entries: dict[int, InboxEntry] = field(default_factory=dict)
+    sequence: int = 0
+
+    def keep(self, message: Message) -> None:
+        if len(message.payload) > self.message_max_bytes:
+            return
+        self.sequence += 1
+        self.entries[self.sequence] = InboxEntry(self.sequence, message.subject, message.payload)
+        while sum(len(each.payload) for each in self.entries.values()) > self.max_bytes:
+            del self.entries[next(iter(self.entries))]
+
+
 class SimulatedServer:
     """`digest` changes with every message and write: two runs with equal digests did the same."""
 
@@ -105,6 +144,9 @@ class SimulatedServer:
         self.delivered = 0
         self.on_write: Callable[[str, str, bytes | None, int], None] = lambda bucket, key, value, revision: None
         self.on_delivered: Callable[[SimulatedBus, str, float], None] = lambda client, subject, published_at: None
+        self.on_sent: Callable[[SimulatedBus, str, bytes], None] = lambda client, subject, payload: None
+        self.acknowledged: dict[str, int] = {}
+        """Bucket → the highest revision of it that any client was told is written."""
         self._connections: list[Connection] = []
         self._commits: deque[_Commit] = deque()
         self._routes: dict[str, list[tuple[Connection, int]]] = {}
@@ -189,6 +231,9 @@ class SimulatedServer:
     ) -> None:
         if not sender.open_at_server:
             return
+        for inbox in self.store.inboxes.values():
+            if any(matches(pattern, message.subject) for pattern in inbox.subjects):
+                inbox.keep(message)
         receivers = self._receivers(message.subject)
         if not receivers and wants_responder is not None:
             sender.to_client.send(wants_responder)
@@ -372,6 +417,7 @@ class SimulatedBus:
 
     async def publish(self, subject: str, payload: bytes) -> None:
         connection = self._require()
+        self.server.on_sent(self, subject, payload)
         now = asyncio.get_running_loop().time()
         connection.to_server.send(partial(self.server.route, connection, Message(subject, payload), now))
 
@@ -385,6 +431,7 @@ class SimulatedBus:
 
     async def request(self, subject: str, payload: bytes, timeout_seconds: float) -> bytes:
         connection = self._require()
+        self.server.on_sent(self, subject, payload)
         self._numbers += 1
         inbox = f"{INBOX}{self.number}.{self._numbers}"
         now = asyncio.get_running_loop().time()
@@ -403,6 +450,9 @@ class SimulatedBus:
             return reply
         finally:
             del self._replies[inbox]
+
+    async def move(self, why: str) -> None:
+        """There is one server."""
 
     async def flush(self, timeout_seconds: float) -> None:
         await self._ask(lambda store: None, writes=False, timeout_seconds=timeout_seconds)
@@ -425,6 +475,24 @@ class SimulatedBus:
 
         await self._ask(open_queue, writes=True)
         return _Queue(self, name)
+
+    async def blobs(self, name: str, max_bytes: int) -> Blobs:
+        def open_blobs(store: Store) -> None:
+            store.blobs.setdefault(name, StoredBlobs(max_bytes)).max_bytes = max_bytes
+
+        await self._ask(open_blobs, writes=True)
+        return _Blobs(self, name)
+
+    def blob_reader(self, name: str) -> BlobReader:
+        return _Blobs(self, name)
+
+    async def inbox(self, name: str, subjects: Sequence[str], max_bytes: int, message_max_bytes: int) -> Inbox:
+        def open_inbox(store: Store) -> None:
+            inbox = store.inboxes.setdefault(name, StoredInbox(tuple(subjects), max_bytes, message_max_bytes))
+            inbox.subjects, inbox.max_bytes, inbox.message_max_bytes = tuple(subjects), max_bytes, message_max_bytes
+
+        await self._ask(open_inbox, writes=True)
+        return _Inbox(self, name)
 
     async def close(self) -> None:
         self._closed = True
@@ -591,6 +659,19 @@ class _Bucket:
         found: dict[str, Entry] = await self._bus._ask(lambda store: dict(self._of(store).entries), writes=False)
         return found
 
+    async def read(self, after: int, take: Callable[[Entry | Deleted], None]) -> Extent:
+        def read(store: Store) -> tuple[Extent, list[Entry | Deleted]]:
+            bucket = self._of(store)
+            extent = Extent(bucket.revision, len(bucket.entries) + len(bucket.deleted))
+            changed: list[Entry | Deleted] = [each for each in bucket.entries.values() if each.revision > after]
+            changed.extend(Deleted(key, at) for key, at in bucket.deleted.items() if at > after)
+            return extent, sorted(changed, key=lambda each: each.revision)
+
+        extent, changed = await self._bus._ask(read, writes=False)
+        for each in changed:
+            take(each)
+        return extent  # type: ignore[no-any-return]
+
     async def _write(self, key: str, value: bytes | None, allowed: Callable[[Entry | None], bool], why: str) -> int:
         if not KEY.fullmatch(key):
             raise ValueError(f"{key!r} is not a key")
@@ -606,12 +687,15 @@ class _Bucket:
             bucket.revision += 1
             if value is None:
                 bucket.entries.pop(key, None)
+                bucket.deleted[key] = bucket.revision
             else:
+                bucket.deleted.pop(key, None)
                 bucket.entries[key] = Entry(key, value, bucket.revision)
             server.on_write(self._name, key, value, bucket.revision)
             return bucket.revision
 
         revision: int = await self._bus._ask(write, writes=True)
+        server.acknowledged[self._name] = max(revision, server.acknowledged.get(self._name, 0))
         return revision
 
     def _of(self, store: Store) -> StoredBucket:
@@ -700,6 +784,128 @@ class _Queue:
     async def remove(self, sequence: int) -> None:
         def remove(store: Store) -> None:
             store.queues[self._name].entries.pop(sequence, None)
+
+        await self._bus._ask(remove, writes=True)
+
+
+class _Blobs:
+    """Each chunk is a write of its own, as on the real server, so a put can end in the middle."""
+
+    def __init__(self, bus: SimulatedBus, name: str) -> None:
+        self._bus = bus
+        self._name = name
+        self._puts = 0
+
+    async def find(self, name: str) -> Blob | None:
+        def find(blobs: StoredBlobs) -> Blob | None:
+            return blobs.named.get(name)
+
+        found: Blob | None = await self._do(find, writes=False)
+        return found
+
+    async def chunk(self, blob: Blob, after: int = 0) -> Chunk | None:
+        def chunk(blobs: StoredBlobs) -> Chunk | None:
+            positions = [at for at, (handle, _, _) in blobs.chunks.items() if handle == blob.handle and at > after]
+            return Chunk(blobs.chunks[min(positions)][1], min(positions)) if positions else None
+
+        found: Chunk | None = await self._do(chunk, writes=False)
+        return found
+
+    async def put(self, name: str, content: BinaryIO) -> Blob:
+        loop = asyncio.get_running_loop()
+        self._puts += 1
+        handle = f"{self._bus.name}-{self._bus.connection_epoch}-{self._puts}-{loop.time()}"
+        digest, size = hashlib.sha256(), 0
+
+        def add(blobs: StoredBlobs, payload: bytes) -> None:
+            if sum(len(kept) for _, kept, _ in blobs.chunks.values()) + len(payload) > blobs.max_bytes:
+                raise BlobsFull("maximum bytes exceeded")
+            blobs.position += 1
+            blobs.chunks[blobs.position] = (handle, payload, loop.time())
+
+        def forget(blobs: StoredBlobs) -> None:
+            blobs.chunks = {at: kept for at, kept in blobs.chunks.items() if kept[0] != handle}
+
+        while payload := content.read(BLOB_CHUNK_BYTES):
+            digest.update(payload)
+            size += len(payload)
+            try:
+                await self._do(partial(add, payload=payload), writes=True)
+            except BusUnavailable:
+                await self._do(forget, writes=True)
+                raise
+        blob = Blob(name, size, digest.hexdigest(), handle)
+
+        def show(blobs: StoredBlobs) -> None:
+            before = blobs.named.get(name)
+            blobs.named[name] = blob
+            if before is not None:
+                blobs.chunks = {at: kept for at, kept in blobs.chunks.items() if kept[0] != before.handle}
+
+        await self._do(show, writes=True)
+        return blob
+
+    async def remove(self, name: str) -> None:
+        def remove(blobs: StoredBlobs) -> None:
+            blob = blobs.named.pop(name, None)
+            if blob is not None:
+                blobs.chunks = {at: kept for at, kept in blobs.chunks.items() if kept[0] != blob.handle}
+
+        await self._do(remove, writes=True)
+
+    async def all(self) -> dict[str, Blob]:
+        found: dict[str, Blob] = await self._do(lambda blobs: dict(blobs.named), writes=False)
+        return found
+
+    async def used_bytes(self) -> int:
+        used: int = await self._do(lambda blobs: sum(len(kept[1]) for kept in blobs.chunks.values()), writes=False)
+        return used
+
+    async def sweep(self, older_than_seconds: float) -> int:
+        now = asyncio.get_running_loop().time()
+
+        def sweep(blobs: StoredBlobs) -> int:
+            named = {blob.handle for blob in blobs.named.values()}
+            newest: dict[str, float] = {}
+            for handle, _, at in blobs.chunks.values():
+                newest[handle] = max(at, newest.get(handle, 0.0))
+            stale = {handle for handle, at in newest.items() if handle not in named and now - at >= older_than_seconds}
+            blobs.chunks = {at: kept for at, kept in blobs.chunks.items() if kept[0] not in stale}
+            return len(stale)
+
+        swept: int = await self._do(sweep, writes=True)
+        return swept
+
+    async def _do(self, what: Callable[[StoredBlobs], Any], writes: bool) -> Any:
+        def operation(store: Store) -> Any:
+            if self._name not in store.blobs:
+                return NoResponders(f"there is no store {self._name}")
+            try:
+                return what(store.blobs[self._name])
+            except BlobsFull as full:
+                return full
+
+        outcome = await self._bus._ask(operation, writes)
+        if isinstance(outcome, (NoResponders, BlobsFull)):
+            raise outcome
+        return outcome
+
+
+class _Inbox:
+    def __init__(self, bus: SimulatedBus, name: str) -> None:
+        self._bus = bus
+        self._name = name
+
+    async def read(self, after: int, limit: int) -> list[InboxEntry]:
+        def read(store: Store) -> list[InboxEntry]:
+            return [entry for entry in store.inboxes[self._name].entries.values() if entry.sequence > after][:limit]
+
+        found: list[InboxEntry] = await self._bus._ask(read, writes=False)
+        return found
+
+    async def remove(self, sequence: int) -> None:
+        def remove(store: Store) -> None:
+            store.inboxes[self._name].entries.pop(sequence, None)
 
         await self._bus._ask(remove, writes=True)
 

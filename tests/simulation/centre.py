@@ -8,15 +8,16 @@ Does not know: faults, checkers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from healthmonitor.agent_client import AgentClient
+from healthmonitor.channels.channel import Channel
 from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.policy import Policy
-from healthmonitor.core.records import InstanceRecord, VmBinding
+from healthmonitor.core.records import InstanceRecord
 from healthmonitor.journal import Journal
 from healthmonitor.leadership import Leadership
 from healthmonitor.manifest_intake import ManifestIntake
@@ -24,9 +25,11 @@ from healthmonitor.monitor import Monitor
 from healthmonitor.operator_actions import OperatorActions
 from healthmonitor.resurrector import Resurrector
 from protocol.bus import BusUnavailable
+from protocol.heartbeat import DiskReport
 from protocol.ids import AgentId, CloudName, MonitorId
 from protocol.settings import BusSettings
 from tests.simulation.bus import SimulatedBus, SimulatedServer, SimulatedSystemEvents
+from tests.simulation.clocks import Clock
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.story import Trace, Voice
 
@@ -61,15 +64,21 @@ class MonitorProcess:
         random: Random,
         trace: Trace,
         crash_point: Callable[[MonitorProcess, str], None],
+        channels: Callable[[], tuple[Channel, ...]] = tuple,
+        twin: str = "",
     ) -> None:
+        """`twin`: names this process where another runs under the same name."""
         self.name = name
+        self.is_twin = bool(twin)
+        self.retired = False  # never started again
+        self.clock = Clock(lambda: UNIX_EPOCH_SECONDS + loop.time())
         self.process: Process | None = None
         self.bus: SimulatedBus | None = None
         self.running: Running | None = None
         self.started_at = 0.0
         self.stays_down_seconds = RESTART_SECONDS
         self.newest_evidence: dict[AgentId, float] = {}
-        self.heard_freshly: set[AgentId] = set()
+        self.heard_freshly: set[tuple[AgentId, int]] = set()  # and of its which boot
         self._loop = loop
         self._server = server
         self._clouds = clouds
@@ -77,6 +86,8 @@ class MonitorProcess:
         self._random = random
         self._trace = trace
         self._crash_point = crash_point
+        self._channels = channels
+        self._ids_of = f"{name}{twin}"
         self._cut = (False, False)
         self._ids = 0
         self._starts = 0
@@ -86,7 +97,7 @@ class MonitorProcess:
         return self.running is not None and self.running.leadership.is_leader()
 
     def start(self) -> None:
-        if self.process is not None:
+        if self.process is not None or self.retired:
             return
         self._starts += 1
         self.started_at = self._loop.time()
@@ -149,7 +160,13 @@ class MonitorProcess:
         return answer
 
     def unix_time(self) -> float:
-        return UNIX_EPOCH_SECONDS + self._loop.time()
+        """What its wall clock shows."""
+        return self.clock.show()
+
+    def step_down(self) -> None:
+        """A person's word; nobody waits for it."""
+        if self.running is not None and self.process is not None and self.leads:
+            self.process.call(self._loop.create_task, self.running.leadership.step_down())
 
     def _ended(self, text: str) -> None:
         self._loop.failures.append(f"{self._loop.time():.3f} {self.name} ended by itself: {text or 'returned'}")
@@ -158,7 +175,7 @@ class MonitorProcess:
 
     def _new_id(self) -> str:
         self._ids += 1
-        return f"{self.name}-{self._starts}-{self._ids}"
+        return f"{self._ids_of}-{self._starts}-{self._ids}"
 
     async def _main(self) -> None:
         bus = self.bus = self._server.client(self.name)
@@ -193,7 +210,7 @@ class MonitorProcess:
             journal=journal,
             agents=agents,
             clouds=self._clouds,
-            channels=(),
+            channels=self._channels(),
             resurrector=resurrector,
             leadership=leadership,
             policy=policy,
@@ -203,7 +220,13 @@ class MonitorProcess:
             system_events=SimulatedSystemEvents(bus),
         )
         leader = _Leader(self.name, leadership)
-        manifests = ManifestIntake(journal, lambda: tuple(self._clouds), dict)
+        manifests = ManifestIntake(
+            journal,
+            lambda: tuple(self._clouds),
+            dict,
+            lambda: {name: cloud.disk_abilities for name, cloud in self._clouds.items()},
+            lambda record: _disk_reports(fleet, record),
+        )
         actions = OperatorActions(journal, resurrector, agents, leader, manifests, self.unix_time)
         leadership.on_change(
             lambda leads: self._trace.tell(Voice.MONITOR, self.name, "leads" if leads else "leads no more")
@@ -241,5 +264,11 @@ class _Leader:
         return ""
 
 
-def _bus_settings(record: InstanceRecord, vm: VmBinding) -> BusSettings:
+def _bus_settings(agent: AgentId) -> BusSettings:
     return BusSettings(urls=("simulated",))
+
+
+def _disk_reports(fleet: Fleet, record: InstanceRecord) -> Sequence[DiskReport]:
+    """As healthmonitor/service.py gives them."""
+    heartbeat = fleet.last_heartbeat(record.vm.agent_id) if record.vm is not None else None
+    return heartbeat.resurgam.disks if heartbeat is not None and heartbeat.resurgam is not None else ()

@@ -10,21 +10,33 @@ Does not know: how the world is run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from healthmonitor.channels.channel import Notification
 from healthmonitor.core.records import (
     DeploymentRecord,
     Hold,
     Incident,
     InstanceRecord,
     Operation,
+    RolloutState,
+    SpareRecord,
+    SpareState,
     Step,
 )
-from protocol.ids import AgentId, DiskCid, InstanceId, VmCid
+from protocol.ids import AgentId, DeploymentName, DiskCid, InstanceId, VmCid
+from tests.simulation.platters import Content
 
 LATE_TOLERANCE_SECONDS = 2.6
 """How much too young a monitor may hold a heartbeat: `late_seconds` of the policy, and the network's own."""
+
+SILENT_STEP_SECONDS = 200.0
+"""Longer than any step may take by its own deadlines in a run (see `world.policy_of`)."""
+LEFT_OUT_SECONDS = 120.0
+"""Some leases, and the longest that a deployment's operations need to be begun."""
+ABOUT_THE_FOREIGN = frozenset({"vm_unknown"})
+"""What is reported of somebody else's VM, for as long as it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +51,17 @@ class MachineTruth:
     attached: frozenset[DiskCid]
     mounted: frozenset[DiskCid]
     alive_at: float  # when it last was able to do anything, loop seconds
+    foreign: bool = False
+    contents: tuple[Content, ...] = ()  # what is mounted in truth
+    applied: tuple[int, int] = (0, 0)  # generation and revision of what its agent was told
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Belief:
     """What one monitor holds: when each agent was last certainly alive; and the truth: when the newest message that it
-    has from it was sent. Loop seconds. Only agents of which it has had a message that was not late: of late ones alone
-    nobody can know how late they are."""
+    has from it was sent. Loop seconds. Only agents of whose present boot it has had a message that was not late: of
+    late ones alone nobody can know how late they are."""
 
     monitor: str
     alive_at: Mapping[AgentId, float]
@@ -60,6 +76,7 @@ class Records:
     instances: Mapping[InstanceId, InstanceRecord]
     operations: Mapping[InstanceId, Operation]
     incidents: tuple[Incident, ...]
+    spares: Mapping[str, SpareRecord] = field(default_factory=dict)  # by key
 
 
 class World(Protocol):
@@ -71,11 +88,41 @@ class World(Protocol):
 
     def beliefs(self) -> tuple[Belief, ...]: ...
 
+    def wanted_spares(self) -> int: ...
+
     def running(self, vm: VmCid) -> Mapping[str, str]:
         """Container name → specification hash, of those that run and are healthy by the engine's own word."""
         ...
 
     def expected_containers(self, instance: InstanceId) -> Mapping[str, str]: ...
+
+    def contents(self) -> Mapping[DiskCid, Content]: ...
+
+    def size_mib(self, disk: DiskCid) -> int: ...
+
+    def applied_before(self, vm: VmCid) -> tuple[int, int]:
+        """The generation and revision that its agent was seen to hold at the look before this one."""
+        ...
+
+    def leading_undisturbed_since(self) -> float:
+        """Since when one and the same monitor has led, with nothing happening to it, to the bus or to the cloud."""
+        ...
+
+    def at_step_since(self, operation: Operation) -> float: ...
+
+    def leaders(self) -> tuple[str, ...]: ...
+
+    def person_acknowledged(self) -> Mapping[str, str | None]:
+        """Deployment → the manifest of which the last acknowledgement was; None: not known which counts."""
+        ...
+
+    def opened_incidents(self) -> Mapping[tuple[str, float], Incident]:
+        """By key and time of opening: all that were ever written as open and explained by no other."""
+        ...
+
+    def told(self) -> Mapping[str, list[Notification]]:
+        """Receiver → what it took, in order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +199,128 @@ def always_proven_before_replaced(world: World) -> list[Breach]:
     return breaches
 
 
+def always_nobodys(world: World) -> list[Breach]:
+    """A spare is no instance's VM and has no disk, and no VM is two instances'."""
+    records = world.records()
+    machines = {machine.key: machine for machine in world.machines()}
+    named: dict[str, list[str]] = {}
+    for instance, record in sorted(records.instances.items()):
+        if record.vm is not None:
+            named.setdefault(record.vm.key, []).append(instance)
+    breaches = [
+        Breach(f"{key} is the VM of {' and of '.join(instances)}", (key, *instances))
+        for key, instances in named.items()
+        if len(instances) > 1
+    ]
+    for key, spare in records.spares.items():
+        if spare.state not in (SpareState.MAKING, SpareState.READY):
+            continue
+        holds = machines[key].attached if key in machines else frozenset()
+        if key in named or holds:
+            whose = " and of ".join(named.get(key, ["nobody"]))
+            breaches.append(
+                Breach(f"{key} is {spare.state.value}, the VM of {whose}, and holds {sorted(holds)}", (key,))
+            )
+    return breaches
+
+
+def always_own_disk(world: World) -> list[Breach]:
+    """No VM has another's disk mounted, whatever device it came by."""
+    return [
+        Breach(
+            f"{machine.vm_cid} ({machine.key}) has mounted a disk that is another site's",
+            (str(machine.vm_cid), machine.key),
+        )
+        for machine in world.machines()
+        for content in machine.contents
+        if content.foreign
+    ]
+
+
+def always_formatted_once(world: World) -> list[Breach]:
+    """A disk that holds something is never formatted."""
+    return [
+        Breach(f"{disk} was formatted {content.formats} times", (str(disk),))
+        for disk, content in world.contents().items()
+        if content.formats > 1
+    ]
+
+
+def always_newest_applied(world: World) -> list[Breach]:
+    """What an agent was told is never taken back by something older, or by what was meant for another generation."""
+    breaches = []
+    for machine in world.machines():
+        generation, revision = machine.applied
+        before = world.applied_before(machine.vm_cid)
+        if revision and generation != machine.generation:
+            text = f"is of generation {machine.generation}, and holds what is for {generation}"
+            breaches.append(Breach(f"{machine.vm_cid} ({machine.key}) {text}", (str(machine.vm_cid), machine.key)))
+        elif revision < before[1]:
+            text = f"holds revision {revision}, and held {before[1]} before"
+            breaches.append(Breach(f"{machine.vm_cid} ({machine.key}) {text}", (str(machine.vm_cid), machine.key)))
+    return breaches
+
+
+def always_one_leader(world: World) -> list[Breach]:
+    """No two monitors may act at the same time."""
+    leaders = world.leaders()
+    return [Breach(f"{' and '.join(leaders)} lead", leaders)] if len(leaders) > 1 else []
+
+
+def always_visible(world: World) -> list[Breach]:
+    """Every operation ends or is visible: one that does not go on says why."""
+    now, calm_since = world.now(), world.leading_undisturbed_since()
+    return [
+        Breach(
+            f"{instance}: {operation.kind.value} stands at {operation.step.value} for"
+            f" {now - world.at_step_since(operation):.0f} s and says nothing",
+            (str(instance),),
+        )
+        for instance, operation in world.records().operations.items()
+        if now - max(calm_since, world.at_step_since(operation)) > SILENT_STEP_SECONDS
+        and not visible_hold(operation)
+        and operation.step is not Step.DONE
+    ]
+
+
+def always_taken_care_of(world: World) -> list[Breach]:
+    """No expected VM is left out for ever: one that does not run has an operation, or says why it has none."""
+    now, calm_since = world.now(), world.leading_undisturbed_since()
+    if now - calm_since < LEFT_OUT_SECONDS:
+        return []
+    records = world.records()
+    machines = {machine.key: machine for machine in world.machines()}
+    rolling = {record.name for record in records.deployments if record.rollout is not RolloutState.DONE}
+    breaches = []
+    for instance, record in records.instances.items():
+        if record.ignore or record.deleting or instance in records.operations or record.deployment in rolling:
+            continue
+        machine = machines.get(record.vm.key) if record.vm is not None else None
+        if machine is None or (not machine.can_write and now - machine.alive_at > LEFT_OUT_SECONDS):
+            what = "has no VM" if machine is None else f"{machine.vm_cid} is off for {now - machine.alive_at:.0f} s"
+            breaches.append(Breach(f"{instance}: {what}, and nothing is done about it", (str(instance),)))
+    return breaches
+
+
+def always_as_acknowledged(world: World) -> list[Breach]:
+    """What was acknowledged is never lost: the deployment that a person was told is taken stands in the store."""
+    stands = {record.name: record.manifest_text for record in world.records().deployments}
+    return [
+        Breach(f"deployment {name} was acknowledged, and another one stands", (name,))
+        for name, text in world.person_acknowledged().items()
+        if text is not None and stands.get(DeploymentName(name)) != text
+    ]
+
+
+def always_left_alone(world: World) -> list[Breach]:
+    """A VM that is not ours runs on, whatever its tags say."""
+    return [
+        Breach(f"{machine.vm_cid} ({machine.key}) is somebody else's, and does not run any more", (machine.key,))
+        for machine in world.machines()
+        if machine.foreign and not machine.can_write
+    ]
+
+
 def finally_as_expected(world: World) -> list[Breach]:
     """After faults cease the fleet converges to what is expected."""
     records = world.records()
@@ -172,10 +341,15 @@ def finally_as_expected(world: World) -> list[Breach]:
                 instance = InstanceId(f"{deployment.name}/{group.name}/{index}")
                 if instance not in records.instances:
                     breaches.append(Breach(f"{instance}: is in the manifest and in no record", (str(instance),)))
+    ready = {key for key, spare in records.spares.items() if spare.state is SpareState.READY and key in by_key}
+    wanted_keys |= ready
+    if len(ready) != world.wanted_spares() or ready != set(records.spares):
+        states = ", ".join(f"{key} {spare.state.value} {spare.error}" for key, spare in records.spares.items())
+        breaches.append(Breach(f"{len(ready)} spares are there instead of {world.wanted_spares()}: {states or 'none'}"))
     breaches += [
         Breach(f"{machine.vm_cid} ({machine.key}) runs and belongs to no instance", (str(machine.vm_cid), machine.key))
         for machine in machines
-        if machine.key not in wanted_keys
+        if machine.key not in wanted_keys and not machine.foreign
     ]
     breaches += [
         Breach(
@@ -194,8 +368,41 @@ def finally_incidents_resolved(world: World) -> list[Breach]:
     return [
         Breach(f"{incident.key} is still open: {incident.title}", (incident.subject,))
         for incident in world.records().incidents
-        if incident.resolved_at is None
+        if incident.resolved_at is None and incident.kind not in ABOUT_THE_FOREIGN
     ]
+
+
+def finally_delivered(world: World) -> list[Breach]:
+    """Every incident that opened is delivered, and its end too."""
+    breaches = []
+    for receiver, taken in world.told().items():
+        last_told: dict[str, bool] = {}  # incident → over
+        told: dict[str, float] = {}  # incident → the latest opening that was told
+        counted_only = any(each.left_out for each in taken)
+        for notification in taken:
+            for item in notification.items:
+                incident = item.incident
+                told[incident.key] = max(incident.opened_at, told.get(incident.key, 0.0))
+                over = incident.resolved_at is not None
+                if over or not incident.inhibited_by:  # else it is only listed beside what explains it
+                    last_told[incident.key] = over
+        if counted_only:
+            continue
+        breaches += [
+            Breach(f"{receiver} was never told of {key} ({opened_at:.3f}): {incident.title}", (incident.subject, key))
+            for (key, opened_at), incident in world.opened_incidents().items()
+            # One that was over and opened again before it could be told is told as what it is then.
+            # That a channel fails is told by the others.
+            if told.get(key, 0.0) < opened_at and key != f"channel_failing:{receiver}"
+        ]
+        open_now = {incident.key for incident in world.records().incidents if incident.resolved_at is None}
+        breaches += [
+            Breach(f"{receiver} was told of {key}, and not of its end", (key,))
+            for key, over in last_told.items()
+            # The bus's loss is told from the memory of a monitor that may not live to see its end.
+            if not over and key not in open_now and key != "bus_lost:monitor"
+        ]
+    return breaches
 
 
 def visible_hold(operation: Operation) -> bool:
@@ -208,9 +415,23 @@ ALWAYS: tuple[Callable[[World], list[Breach]], ...] = (
     always_attached_once,
     always_young_enough,
     always_proven_before_replaced,
+    always_nobodys,
+    always_own_disk,
+    always_formatted_once,
+    always_newest_applied,
+    always_one_leader,
+    always_visible,
+    always_taken_care_of,
+    always_as_acknowledged,
+    always_left_alone,
 )
-FINALLY: tuple[Callable[[World], list[Breach]], ...] = (finally_as_expected, finally_incidents_resolved)
+FINALLY: tuple[Callable[[World], list[Breach]], ...] = (
+    finally_as_expected,
+    finally_incidents_resolved,
+    finally_delivered,
+)
 
+HELD_SENTENCE = "Of a fleet that dies at once not one VM is rebuilt without a person's word."
 RESTART_SENTENCE = "A monitor's restart alone causes no resurrection."
 
 _BEHIND_FENCE = frozenset(
@@ -247,6 +468,8 @@ def _instance_problems(world: World, record: InstanceRecord, machines: Mapping[s
             problems.append(f"disk {disk.cid} is not attached")
         elif disk.cid not in machine.mounted:
             problems.append(f"disk {disk.cid} is not mounted")
+        elif world.size_mib(disk.cid) < disk.size_mib:
+            problems.append(f"disk {disk.cid} has {world.size_mib(disk.cid)} MiB, not {disk.size_mib}")
     containers = world.expected_containers(record.instance)
     running = world.running(machine.vm_cid)
     for name, wanted_hash in sorted(containers.items()):

@@ -35,6 +35,7 @@ from healthmonitor.clouds.cloud import (
     VmRequest,
     VmSummary,
 )
+from healthmonitor.core.disk_changes import DiskAbilities, Growth
 from protocol.ids import CloudName, DiskCid, VmCid
 from protocol.settings import AgentSettings
 
@@ -80,7 +81,7 @@ class Fault(Enum):
     REFUSED = "refused"  # nothing is done, CloudRefused (quota)
     UNANSWERED = "unanswered"  # it is done, CloudUnavailable
     HANGS = "hangs"  # it is done, and there is never an answer
-    HALF_DONE = "half_done"  # create_vm: made but not switched on; otherwise as FAILS
+    HALF_DONE = "half_done"  # half of it is done, and there is no answer; what that is is each call's `half`
     SLOW = "slow"  # `slow_seconds` more
 
 
@@ -91,6 +92,7 @@ class SimulatedVm:
     machine: Machine
     power: Power = Power.OFF  # the truth
     attached: set[DiskCid] = field(default_factory=set)  # the truth
+    half_attached: set[DiskCid] = field(default_factory=set)  # held for it, and its guest does not see it yet
     host_dead: bool = False  # the cloud cannot reach the VM's host: it cannot say, and cannot fence
     boots: bool = True
 
@@ -129,12 +131,15 @@ class SimulatedCloud:
         self.latency_seconds = latency_seconds
         self.slow_seconds = 8.0
         self.vms_max = vms_max
+        self.disk_abilities = DiskAbilities()
         self.delete_lies = False
         """delete_vm says yes, forgets the record, and the VM stays as it is (Nova with a dead compute host)."""
         self.violations: list[Violation] = []
         self.calls: list[str] = []
         self.created: list[VmCid] = []
         self.on_change: Callable[[], None] = lambda: None
+        self.on_call: Callable[[str, VmCid | None, DiskCid | None, str], None] = lambda name, vm, disk, key: None
+        """Told of every call as it is begun, in the process that asks."""
         self._name = name
         self._make_machine = make_machine
         self._random = random or Random(0)
@@ -229,7 +234,7 @@ class SimulatedCloud:
                 self._changed()
             return found.cid
 
-        return await self._call("create_vm", act)
+        return await self._call("create_vm", act, key=request.key)
 
     async def find_vm(self, key: str) -> VmCid | None:
         def act() -> VmCid | None:
@@ -265,7 +270,7 @@ class SimulatedCloud:
             self._proofs[vm] = FenceProof(vm, f"process of {vm} reaped")
             return self._proofs[vm]
 
-        return await self._call("fence", act)
+        return await self._call("fence", act, vm)
 
     async def delete_vm(self, vm: VmCid) -> None:
         def act() -> None:
@@ -286,7 +291,7 @@ class SimulatedCloud:
                 self._unplug(found, cid)
             self._changed()
 
-        await self._call("delete_vm", act)
+        await self._call("delete_vm", act, vm, half=lambda: self._switch_off(vm))
 
     async def list_vms(self) -> list[VmSummary]:
         def act() -> list[VmSummary]:
@@ -306,7 +311,23 @@ class SimulatedCloud:
             self._disks[made.cid] = made
             return made.cid
 
-        return await self._call("create_disk", act)
+        return await self._call("create_disk", act, key=request.key, half=act)
+
+    async def snapshot_disk(self, disk: DiskCid, request: DiskRequest) -> DiskCid:
+        """`Snapshotting`, where `disk_abilities` says so. What the disk holds is nobody's concern here."""
+
+        def act() -> DiskCid:
+            source = self._disks.get(disk)
+            if source is None:
+                raise DiskNotFound(f"no disk {disk}")
+            for made in self._disks.values():
+                if made.request.key == request.key:
+                    return made.cid
+            taken = SimulatedDisk(DiskCid(f"disk-{self._next_number()}"), request, source.size_mib)
+            self._disks[taken.cid] = taken
+            return taken.cid
+
+        return await self._call("snapshot_disk", act, key=request.key, half=act)
 
     async def delete_disk(self, disk: DiskCid) -> None:
         def act() -> None:
@@ -315,7 +336,7 @@ class SimulatedCloud:
                 raise DiskHeld(f"{disk} is attached to {', '.join(sorted(holders))}", holders)
             self._disks.pop(disk, None)
 
-        await self._call("delete_disk", act)
+        await self._call("delete_disk", act, disk=disk)
 
     async def list_disks(self) -> list[DiskSummary]:
         def act() -> list[DiskSummary]:
@@ -335,13 +356,18 @@ class SimulatedCloud:
             if others and not self._disks[disk].shared:
                 raise DiskHeld(f"{disk} is attached to {', '.join(sorted(others))}", others)
             self._disks[disk].said_free = False
-            if disk not in found.attached and not self._disks[disk].slips:
+            if self._disks[disk].slips:
+                return f"/dev/disk/by-id/virtio-{disk}"
+            if disk not in found.attached:
                 found.attached.add(disk)
                 found.machine.attach(disk)
                 self._changed()
+            elif disk in found.half_attached:
+                found.half_attached.discard(disk)
+                found.machine.attach(disk)
             return f"/dev/disk/by-id/virtio-{disk}"
 
-        return await self._call("attach_disk", act)
+        return await self._call("attach_disk", act, vm, disk, half=lambda: self._half_attach(vm, disk))
 
     async def detach_disk(self, vm: VmCid, disk: DiskCid) -> None:
         def act() -> None:
@@ -352,7 +378,7 @@ class SimulatedCloud:
                     self._unplug(found, disk)
                     self._changed()
 
-        await self._call("detach_disk", act)
+        await self._call("detach_disk", act, vm, disk)
 
     async def disk_holders(self, disk: DiskCid) -> frozenset[VmCid]:
         def act() -> frozenset[VmCid]:
@@ -368,17 +394,29 @@ class SimulatedCloud:
                 raise DiskNotFound(f"no disk {disk}")
             if size_mib < self._disks[disk].size_mib:
                 raise CloudRefused(f"{disk} has {self._disks[disk].size_mib} MiB; disks do not shrink")
+            if Growth.DETACHED in self.disk_abilities.growth.values() and self._said_holders(disk):
+                raise CloudRefused(f"{disk} is attached; only a detached one grows")
             self._disks[disk].size_mib = size_mib
 
-        await self._call("resize_disk", act)
+        await self._call("resize_disk", act, disk=disk, half=act)
 
     async def close(self) -> None:
         """VMs keep running."""
 
     # How a call goes.
 
-    async def _call(self, name: str, act: Callable[[], T]) -> T:
+    async def _call(
+        self,
+        name: str,
+        act: Callable[[], T],
+        vm: VmCid | None = None,
+        disk: DiskCid | None = None,
+        key: str = "",
+        half: Callable[[], object] = lambda: None,
+    ) -> T:
+        """`half`: what is done when only half of it is."""
         self.calls.append(name)
+        self.on_call(name, vm, disk, key)
         fault = self._take_fault(name)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
@@ -394,9 +432,12 @@ class SimulatedCloud:
         def carry_out() -> None:
             error: CloudError | None = None
             result: T | None = None
-            if fault in (Fault.FAILS, Fault.REFUSED) or (fault is Fault.HALF_DONE and name != "create_vm"):
+            if fault in (Fault.FAILS, Fault.REFUSED):
                 refused = fault is Fault.REFUSED
                 error = CloudRefused(f"{name}: quota") if refused else CloudUnavailable(f"{name}: busy")
+            elif fault is Fault.HALF_DONE and name != "create_vm":
+                half()
+                error = CloudUnavailable(f"{name}: the connection broke in the middle")
             else:
                 try:
                     result = act()
@@ -436,9 +477,32 @@ class SimulatedCloud:
             return frozenset()
         return frozenset(vm.cid for vm in self._vms.values() if disk in vm.attached)
 
+    def _switch_off(self, cid: VmCid) -> None:
+        """Half of a deletion: it is off, and its record and its disks are still there."""
+        found = self._vms.get(cid)
+        if found is None or cid in self._forgotten or self.delete_lies or found.host_dead:
+            return
+        if found.power is not Power.OFF:
+            found.power = Power.OFF
+            found.machine.power_off(True, "half deleted")
+            self._changed()
+
+    def _half_attach(self, cid: VmCid, disk: DiskCid) -> None:
+        """Half of an attachment: the disk is held for the VM, whose guest does not see it."""
+        found = self._vms.get(cid)
+        if found is None or cid in self._forgotten or disk not in self._disks or disk in found.attached:
+            return
+        if self._said_holders(disk) - {cid} and not self._disks[disk].shared:
+            return
+        self._disks[disk].said_free = False
+        found.attached.add(disk)
+        found.half_attached.add(disk)
+        self._changed()
+
     def _unplug(self, vm: SimulatedVm, disk: DiskCid) -> None:
         if disk not in self._disks or not self._disks[disk].stuck:
             vm.attached.discard(disk)
+            vm.half_attached.discard(disk)
             vm.machine.detach(disk)
 
     def _next_number(self) -> int:

@@ -2,28 +2,34 @@
 
 Laws, those of the real keeper: a disk that the specification names, or that was mounted by command, is mounted
 whenever its device is there, unless it was unmounted by command since. What was agreed survives a reboot; mounts do
-not. Every mount is told to the machine, which is what the checkers look at.
+not. A device is formatted and mounted only as `agent/core/disk_safety.py` decides. Every mount is told to the machine,
+which is what the checkers look at.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from agent.core import disk_safety
+from agent.core.disk_safety import Marker, Verdict
 from agent.disk_keeper import UnknownDisk
-from agent.disk_tools import DiskBusy, DiskMissing
+from agent.disk_tools import DiskBusy, DiskMissing, DiskRefused
 from protocol.heartbeat import DiskReport, DiskState
 from protocol.ids import DiskCid, DiskName, InstanceId
 from protocol.spec import DiskSpec, InstanceSpec
+from tests.simulation.platters import Content
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 5.0
 MOUNT_SECONDS = (0.02, 0.8)
 WAIT_FOR_DEVICE_SECONDS = 10.0
+COPY_SECONDS = (0.5, 20.0)
 
 
 class Hardware(Protocol):
@@ -32,6 +38,8 @@ class Hardware(Protocol):
     def devices(self) -> frozenset[DiskCid]: ...
 
     def mounted(self) -> frozenset[DiskCid]: ...
+
+    def content(self, disk: DiskCid) -> Content: ...
 
     def mount(self, disk: DiskCid) -> None: ...
 
@@ -61,6 +69,8 @@ class SimulatedDisks:
         self._on_mounts = on_mounts
         self._on_change = on_change
         self._revision = 0
+        self._instance: InstanceId | None = None
+        self._refused: dict[DiskCid, str] = {}
         self._kept: dict[DiskCid, DiskSpec] = {}
         self._told: dict[DiskName, str] | None = None
         self._wake = asyncio.Event()
@@ -68,6 +78,7 @@ class SimulatedDisks:
 
     def set_wanted(self, spec: InstanceSpec | None, instance: InstanceId | None) -> None:
         self._revision = spec.revision if spec is not None else 0
+        self._instance = spec.instance if spec is not None else instance
         named = {disk.cid: disk for disk in spec.disks} if spec is not None else {}
         self._kept = {**self._agreed.by_command, **named}
         self._wake.set()
@@ -136,8 +147,11 @@ class SimulatedDisks:
             for cid in list(self._kept):
                 wanted = self._agreed.released.get(cid, -1) < self._revision
                 if wanted and cid in self._hardware.devices() and cid not in self._hardware.mounted():
-                    async with self._lock:
-                        await self._mount(cid)
+                    try:
+                        async with self._lock:
+                            await self._mount(cid)
+                    except (DiskMissing, DiskRefused):
+                        self._on_change()  # it stands in the report, and is tried again
             self._tell()
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
@@ -149,11 +163,37 @@ class SimulatedDisks:
         await asyncio.sleep(self._random.uniform(*MOUNT_SECONDS))
         if cid not in self._hardware.devices():
             raise DiskMissing(f"no device for {cid}")
+        if cid in self._hardware.mounted():
+            return
+        if cid not in self._kept:
+            raise DiskMissing(f"{cid} was taken back meanwhile")
+        try:
+            self._prepare(self._kept[cid], self._hardware.content(cid))
+        except DiskRefused as error:
+            self._refused[cid] = str(error)
+            raise
+        self._refused.pop(cid, None)
         self._hardware.mount(cid)
+
+    def _prepare(self, disk: DiskSpec, content: Content) -> None:
+        """As `agent/disk_tools.py`, without a device."""
+        decision = disk_safety.decide(content.probe(), disk.filesystem, disk.size_mib)
+        if decision.verdict is Verdict.REFUSE:
+            raise DiskRefused(f"{disk.cid}: {decision.reason.value}: {decision.detail}")
+        if decision.verdict is Verdict.FORMAT:
+            content.format(disk.filesystem)
+        if self._instance is None:
+            raise DiskRefused("this VM fills no instance yet; it cannot own a disk")
+        refusal = disk_safety.decide_marker(content.marker, self._instance, disk)
+        if refusal is not None:
+            raise DiskRefused(f"{disk.cid}: {refusal.reason.value}: {refusal.detail}")
+        content.marker = Marker(self._instance, disk.name, disk.cid)
 
     def _state(self, cid: DiskCid) -> DiskState:
         if cid not in self._hardware.devices():
             return DiskState.MISSING
+        if cid in self._refused:
+            return DiskState.FAILED
         return DiskState.MOUNTED if cid in self._hardware.mounted() else DiskState.ATTACHED
 
     def _tell(self) -> None:
@@ -162,6 +202,39 @@ class SimulatedDisks:
             self._told = mounted
             self._on_mounts(mounted)
             self._on_change()
+
+
+class SimulatedCopies:
+    """Behind the port of the agent's commands (`agent/copy_methods.py`); the law of the real one: what is copied from
+    is let go first, and stays so."""
+
+    def __init__(self, disks: SimulatedDisks, hardware: Hardware, random: Random) -> None:
+        self._disks = disks
+        self._hardware = hardware
+        self._random = random
+
+    def progress(self) -> dict[str, Any] | None:
+        return {"phase": "copying", "bytes_done": 1, "bytes_total": 2, "bytes_per_second": 1}
+
+    async def use(self, cid: DiskCid) -> dict[str, Any]:
+        return {"used_bytes": 1024} if cid in self._hardware.mounted() else {}
+
+    async def copy(self, source: DiskSpec, target: DiskSpec, instance: InstanceId) -> dict[str, Any]:
+        with contextlib.suppress(UnknownDisk):
+            await self._disks.unmount(source.cid)
+        seconds = self._random.uniform(*COPY_SECONDS)
+        await asyncio.sleep(seconds)
+        for disk in (source.cid, target.cid):
+            if disk not in self._hardware.devices():
+                raise DiskMissing(f"no device for {disk}")
+        # Begun again, it is formatted again: nothing that anybody uses is on it yet.
+        copied = self._hardware.content(target.cid)
+        copied.filesystem, copied.formats = target.filesystem, 1
+        copied.marker = Marker(instance, source.name, target.cid, copy_of=source.cid, finished=True)
+        return {"used_bytes": 1024, "inodes": 1, "seconds": seconds}
+
+    async def release(self, *cids: DiskCid) -> None:
+        """Nothing stays mounted here."""
 
 
 class SimulatedDocument(Generic[T]):

@@ -23,6 +23,8 @@ from agent.engine import (
     Probe,
     Status,
 )
+from agent.image_tasks import Fetching, ImagesOneByOne, WantedImage
+from agent.images import Images
 from protocol.ids import ContainerName
 from protocol.spec import ContainerSpec, spec_hash
 
@@ -75,6 +77,8 @@ class SimulatedEngine:
         self.ports_taken: set[int] = set()
         self.fault = EngineFault.NONE
         self.loses_events = False
+        self.events_lie = False
+        """Events come twice, of containers that are not there, and say the opposite of what happened."""
         self.lies_late = 0
         """So many calls from now on take effect and then say EngineUnavailable."""
         self.starts: list[tuple[float, str]] = []  # when which container ran anew
@@ -353,6 +357,20 @@ class SimulatedEngine:
             return
         for queue in self._listeners:
             queue.put_nowait(EngineEvent(container_id, action))
+            if self.events_lie:
+                queue.put_nowait(EngineEvent(container_id, action))
+                queue.put_nowait(EngineEvent(container_id, "start" if action == "die" else "die"))
+                queue.put_nowait(EngineEvent(f"{self._serial + 7:064x}", "destroy"))
+
+
+class FetchedImages:
+    """`agent.image_tasks.FetchImages` where there is no store."""
+
+    def __init__(self, engine: SimulatedEngine) -> None:
+        self._images = Images(engine)
+
+    def begin(self, wanted: tuple[WantedImage, ...], rate_bytes: int) -> Fetching:
+        return ImagesOneByOne(self._images, wanted)
 
 
 class SimulatedDaemon:

@@ -58,6 +58,7 @@ class Process:
         self.name = name
         self.condition = Condition.RUNNING
         self.steps = 0
+        self.thawed_at = float("-inf")
         self._loop = loop
         self._kill_at_step: int | None = None
         self._waiting: list[events.Handle] = []
@@ -103,6 +104,7 @@ class Process:
     def thaw(self) -> None:
         if self.condition is Condition.FROZEN:
             self.condition = Condition.RUNNING
+            self.thawed_at = self._loop.time()
             waiting, self._waiting = self._waiting, []
             self._loop.requeue(waiting)
 
@@ -155,7 +157,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now = 1000.0
         self._clock_resolution = 1e-9
-        self._selector = _Selector(self)
+        self._selector = _Selector()
         self.steps = 0
         self.on_kill: Callable[[Process], None] = lambda process: None
         self.failures: list[str] = []
@@ -164,6 +166,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._next_collection = self._now + COLLECT_EVERY_SECONDS
         self._serial = 0
         self._graveyard: list[_Task] = []
+        self._timers: list[tuple[float, int, _TimerHandle]] = []
+        self._timer_serial = 0
         self.set_task_factory(self._make_task)
         self.set_exception_handler(self._note_failure)
 
@@ -187,7 +191,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
             self._graveyard.clear()
             self._ready.clear()  # type: ignore[attr-defined]
-            self._scheduled.clear()  # type: ignore[attr-defined]
+            self._timers.clear()
             self.close()
             gc.collect()
 
@@ -213,9 +217,35 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     ) -> events.TimerHandle:
         self._check_closed()  # type: ignore[attr-defined]
         handle = _TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._scheduled, handle)  # type: ignore[attr-defined]
-        handle._scheduled = True  # type: ignore[attr-defined]
+        self._timer_serial += 1  # apart from that of tasks: sets of those are quick only while their numbers are dense
+        heapq.heappush(self._timers, (when, self._timer_serial, handle))
         return handle
+
+    def _timer_handle_cancelled(self, handle: events.TimerHandle) -> None:
+        """It is passed over when its time comes."""
+
+    def _run_once(self) -> None:
+        """As asyncio's, without a selector: what is ready now, in order; when nothing is, time goes on."""
+        ready, timers = self._ready, self._timers  # type: ignore[attr-defined]
+        self.steps += 1
+        if self.steps % BUDGET_CHECK_STEPS == 0:
+            self._check_budget()
+        while timers and timers[0][2]._cancelled:  # type: ignore[attr-defined]
+            heapq.heappop(timers)
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            if not timers:
+                waiting = "; ".join(self._waiting_tasks())
+                raise Deadlock(f"nothing is ready and no timer is set; waiting: {waiting}")
+            self._advance_to(timers[0][0])
+        now = self._now
+        while timers and timers[0][0] <= now:
+            handle = heapq.heappop(timers)[2]
+            if not handle._cancelled:  # type: ignore[attr-defined]
+                ready.append(handle)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
 
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Any = None
@@ -254,16 +284,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     # Own.
 
-    def advance(self, timeout: float | None) -> None:
-        """Called when asyncio would wait for I/O: `timeout` seconds, or for ever (None)."""
-        self.steps += 1
-        if self.steps % BUDGET_CHECK_STEPS == 0:
-            self._check_budget()
-        if timeout == 0:
-            return
-        if timeout is None:
-            raise Deadlock("nothing is ready and no timer is set; waiting: " + "; ".join(self._waiting_tasks()))
-        self._now = max(self._now, self._scheduled[0]._when)  # type: ignore[attr-defined]
+    def _advance_to(self, when: float) -> None:
+        self._now = max(self._now, when)
         if self._now >= self._next_collection:
             self._next_collection = self._now + COLLECT_EVERY_SECONDS
             with _quiet():
@@ -336,12 +358,7 @@ class _TimerHandle(events.TimerHandle):
 
 
 class _Selector:
-    def __init__(self, loop: SimulatedLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        self._loop.advance(timeout)
-        return []
+    """BaseEventLoop closes one."""
 
     def close(self) -> None:
         """Nothing to close."""

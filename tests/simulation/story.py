@@ -24,6 +24,7 @@ class Voice(Enum):
     MONITOR = "MONITOR"
     RECORD = "RECORD"
     CHECK = "CHECK"
+    TOLD = "TOLD"
     LOG = "log"
 
 

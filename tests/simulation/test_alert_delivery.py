@@ -12,7 +12,8 @@ from healthmonitor.alerting import Alerting
 from healthmonitor.channels.channel import Transition
 from healthmonitor.core.notifying.desk import Rules
 from healthmonitor.core.policy import AlertPolicy
-from healthmonitor.core.records import Event, Incident, Silence
+from healthmonitor.core.records import Event, Incident, Maintenance, Silence
+from healthmonitor.outbox import Outbox
 from tests.simulation.bus import SimulatedBus, SimulatedServer
 from tests.simulation.loop import SimulatedLoop
 from tests.support.alerts import RecordingChannel, alerting, incident, over, refused, unavailable
@@ -26,12 +27,18 @@ class Journal:
 
     def __init__(self) -> None:
         self.written: dict[str, Incident] = {}
+        self.while_reading: Callable[[], None] = lambda: None
 
     def incidents(self) -> Mapping[str, Incident]:
         return dict(self.written)
 
     async def read_incidents(self) -> Mapping[str, Incident]:
-        return dict(self.written)
+        read = dict(self.written)
+        self.while_reading()  # what is read was there a moment ago
+        return read
+
+    def maintenance(self) -> Mapping[str, Maintenance]:
+        return {}
 
     def silences(self) -> Mapping[str, Silence]:
         return {}
@@ -47,6 +54,7 @@ class Site:
     journal: Journal
     events: list[Event] = field(default_factory=list)
     leads: bool = True
+    task: asyncio.Task[None] | None = None  # the part, running
 
     @property
     def now(self) -> float:
@@ -97,7 +105,7 @@ def simulated(
         site = Site(loop, server, bus, part, channels, journal, events)
         # A leader holds its lease through the bus
         state["leads"] = lambda: site.leads and bus.connected
-        task = asyncio.create_task(part.run())
+        task = site.task = asyncio.create_task(part.run())
         await site.until(lambda: part.desk is not None)
         await scenario(site)
         task.cancel()
@@ -177,6 +185,26 @@ def test_a_channel_is_given_no_more_a_minute_than_it_may() -> None:
     assert len(channel.taken) == 30
     for start in channel.try_times:
         assert sum(start <= moment < start + 59.9 for moment in channel.try_times) <= 10
+
+
+def test_a_channel_may_have_rules_of_its_own() -> None:
+    """One is tried every ten seconds and counts as failing after the first failure, the other as the section says."""
+    hasty, patient = RecordingChannel("hasty"), RecordingChannel("patient")
+    hasty.down = patient.down = unavailable()
+    own = {"retry_first_seconds": 10.0, "retry_longest_seconds": 10.0, "circuit_after": 1, "give_up_seconds": HOUR}
+
+    async def scenario(site: Site) -> None:
+        site.open(vm(1))
+        await site.until(lambda: hasty.tries == 1 and patient.tries == 1)
+        assert [view.failing for view in site.part.channels()] == [True, False]
+        await site.until(lambda: hasty.tries == 6)
+        assert {round(later - earlier, 3) for earlier, later in pairwise(hasty.try_times)} == {10.0}
+        assert [round(later - earlier, 3) for earlier, later in pairwise(patient.try_times)][:4] == [1, 2, 4, 8]
+        hasty.down = patient.down = None
+        await site.quiet()
+        assert hasty.told() == patient.told() == [("opened", vm(1).key)]
+
+    simulated(scenario, [hasty, patient], rules=Rules(delivery={"hasty": own}))
 
 
 def test_what_is_refused_is_not_tried_again_and_people_hear_of_it() -> None:
@@ -365,3 +393,39 @@ def test_channels_are_changed_while_it_runs() -> None:
 
     simulated(scenario, [mail, pager])
     assert [key for _, key in better.told()] == ["vm_missing:shop/db/0", "vm_missing:shop/db/1"]
+
+
+def test_asked_to_stop_right_after_a_delivery_it_still_writes_that_it_was_made() -> None:
+    """A restart of the monitor tells nothing twice: only a kill may."""
+    channel = RecordingChannel()
+
+    async def scenario(site: Site) -> None:
+        task = site.task
+        assert task is not None
+        channel.on_take = lambda notification: task.cancel() and None
+        site.open(incident())
+        await asyncio.wait({task})
+        assert channel.transitions() == ["opened"]
+        outbox = Outbox(site.bus, 1 << 20)
+        assert (await outbox.load()).letters == []
+
+    simulated(scenario, [channel])
+
+
+def test_what_ends_while_a_new_leader_reads_is_told_to_be_over() -> None:
+    """The record that it reads is a moment old, and what was written meanwhile is not lost."""
+    channel = RecordingChannel()
+
+    async def scenario(site: Site) -> None:
+        opened = incident()
+        site.open(opened)
+        await site.quiet()
+        site.leads = False
+        await site.until(lambda: site.part.desk is None)
+        site.journal.while_reading = lambda: site.end(opened)
+        site.leads = True
+        await site.until(lambda: site.part.desk is not None)
+        await site.quiet()
+        assert channel.transitions() == ["opened", "resolved"]
+
+    simulated(scenario, [channel])

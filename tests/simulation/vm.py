@@ -15,18 +15,20 @@ from enum import Enum
 from random import Random
 from typing import Any
 
-from agent.core.desired import Held
+from agent.core.desired import Held, Place
 from agent.desired_state import DesiredState, Seen
 from agent.engine import Health, Status
 from agent.shell import AgentShell
 from agent.supervisor import Supervisor
-from protocol.ids import DiskCid, DiskName, VmCid
+from protocol.ids import DiskCid, DiskName, Generation, InstanceId, VmCid
 from protocol.settings import AgentSettings
 from protocol.spec import ContainerSpec, MountKind
 from tests.simulation.bus import SimulatedBus, SimulatedServer
-from tests.simulation.disks import Agreed, SimulatedDisks, SimulatedDocument
-from tests.simulation.engine import EngineFault, MemoryNotes, SimulatedDaemon, SimulatedEngine
+from tests.simulation.clocks import Clock
+from tests.simulation.disks import Agreed, SimulatedCopies, SimulatedDisks, SimulatedDocument
+from tests.simulation.engine import EngineFault, FetchedImages, MemoryNotes, SimulatedDaemon, SimulatedEngine
 from tests.simulation.loop import Process, SimulatedLoop
+from tests.simulation.platters import Content, Platters
 from tests.simulation.story import Trace, Voice
 
 BOOT_SECONDS = (4.0, 12.0)
@@ -47,6 +49,7 @@ class SystemDisk:
 
     held: SimulatedDocument[Held] = field(default_factory=SimulatedDocument)
     seen: SimulatedDocument[Seen] = field(default_factory=SimulatedDocument)
+    place: SimulatedDocument[Place] = field(default_factory=SimulatedDocument)
     agreed: Agreed = field(default_factory=Agreed)
     notes: MemoryNotes = field(default_factory=MemoryNotes)
 
@@ -63,8 +66,11 @@ class Machine:
         vm_cid: VmCid,
         key: str,
         settings: AgentSettings,
-        boots: bool,
+        platters: Platters,
+        boots: bool = True,
+        slow_seconds: float = 0.0,
     ) -> None:
+        """`slow_seconds`: longer than usual, at its first boot."""
         self.vm_cid = vm_cid
         self.key = key
         self.settings = settings
@@ -72,16 +78,23 @@ class Machine:
         self.boots = boots
         self.bus: SimulatedBus | None = None
         self.agent: Process | None = None
+        self.shell: AgentShell | None = None
         self.engine = SimulatedEngine()
+        self.foreign = False  # somebody else's, whom we must leave alone
         self.on_mount: Callable[[], None] = lambda: None
         self._loop = loop
         self._server = server
         self._trace = trace
         self._random = random
+        self._platters = platters
+        self._slow_seconds = slow_seconds
+        self._devices: dict[DiskCid, Content] = {}
+        self.changes = 0
+        """Grows with everything that befalls it: what was read of a VM that is off stays true while it does not."""
         self._attached: set[DiskCid] = set()
         self._mounted: set[DiskCid] = set()
         self._system_disk = SystemDisk()
-        self._boots = 0
+        self.boots_done = 0
         self._booted_at = 0.0
         self._frozen_seconds = 0.0
         self._frozen_at = 0.0
@@ -89,6 +102,7 @@ class Machine:
         self._alive_at = loop.time()
         self._cut = (False, False)
         self._ids = 0
+        self.clock = Clock(self._true_uptime)
         self._life = 0  # grows with each power-on, so that timers of a former life do nothing
 
     # The hypervisor's side.
@@ -100,7 +114,8 @@ class Machine:
         self._life += 1
         self._tell("powered on" if self.boots else "powered on, and will never boot")
         if self.boots:
-            self._later(self._random.uniform(*BOOT_SECONDS), self._booted)
+            slow, self._slow_seconds = self._slow_seconds, 0.0
+            self._later(slow + self._random.uniform(*BOOT_SECONDS), self._booted)
 
     def power_off(self, announced: bool, why: str) -> None:
         """`announced`: its kernel or its host closed its connections; otherwise they just fall silent."""
@@ -150,6 +165,7 @@ class Machine:
 
     def attach(self, disk: DiskCid) -> None:
         self._attached.add(disk)
+        self._devices[disk] = self._platters.behind(disk)
         self._tell(f"{disk} attached")
         self.on_mount()
 
@@ -157,7 +173,17 @@ class Machine:
         if disk in self._attached:
             self._attached.discard(disk)
             self._mounted.discard(disk)
+            self._devices.pop(disk, None)
             self._tell(f"{disk} detached")
+
+    def devices_anew(self) -> None:
+        """What was swapped is put right; nothing that is mounted changes under its containers."""
+        for disk in self._devices:
+            if disk not in self._mounted:
+                self._devices[disk] = self._platters.behind(disk)
+
+    def mounted_contents(self) -> tuple[Content, ...]:
+        return tuple(self._devices[disk] for disk in sorted(self._mounted) if disk in self._devices)
 
     def alive_at(self) -> float:
         """When it last was able to do anything."""
@@ -223,6 +249,25 @@ class Machine:
     def mounted(self) -> frozenset[DiskCid]:
         return frozenset(self._mounted)
 
+    def content(self, disk: DiskCid) -> Content:
+        return self._devices[disk]
+
+    @property
+    def generation(self) -> Generation:
+        """What its settings say, or what it was told when it ceased to be a spare."""
+        place = self._system_disk.place.load()
+        return self.settings.generation if place is None else place.generation
+
+    @property
+    def instance(self) -> InstanceId | None:
+        place = self._system_disk.place.load()
+        return self.settings.instance if place is None else place.instance
+
+    def applied(self) -> tuple[int, int]:
+        """Generation and revision of what its agent was told, as kept on its system disk; (0, 0): nothing yet."""
+        held = self._system_disk.held.load()
+        return (0, 0) if held is None or held.spec is None else (held.spec.generation, held.spec.revision)
+
     def mount(self, disk: DiskCid) -> None:
         if disk not in self._mounted:
             self._mounted.add(disk)
@@ -240,6 +285,10 @@ class Machine:
         return max(connected, self._thawed_at)
 
     def uptime_seconds(self) -> float:
+        """By its own clock, which may drift."""
+        return max(0.0, self.clock.show())
+
+    def _true_uptime(self) -> float:
         frozen = self._loop.time() - self._frozen_at if self.power is PowerState.FROZEN else 0.0
         return self._loop.time() - self._booted_at - self._frozen_seconds - frozen
 
@@ -251,10 +300,11 @@ class Machine:
 
     def _booted(self) -> None:
         self.power = PowerState.RUNNING
-        self._boots += 1
+        self.boots_done += 1
         self._booted_at = self._loop.time()
         self._frozen_seconds = 0.0
-        self._tell(f"booted ({self._boots})")
+        self.clock.set_right()
+        self._tell(f"booted ({self.boots_done})")
         self._start_agent()
 
     def _start_agent(self) -> None:
@@ -272,7 +322,7 @@ class Machine:
     def _end_agent(self, announced: bool) -> None:
         if self.agent is not None:
             self.agent.kill()
-            self.agent = None
+            self.agent = self.shell = None
         if self.bus is not None:
             self._server.client_killed(self.bus, announced)
             self.bus = None
@@ -282,6 +332,7 @@ class Machine:
         self._loop.call_later(seconds, lambda: what() if self._life == life else None)
 
     def _tell(self, text: str) -> None:
+        self.changes += 1
         self._trace.tell(Voice.VM, f"{self.vm_cid} ({self.key})", text)
 
     async def _agent_main(self) -> None:
@@ -290,7 +341,7 @@ class Machine:
         bus = self.bus = self._server.client(settings.agent_id)
         self._server.cut(bus, *self._cut)
         await bus.open()
-        boot_id = f"{self.vm_cid}-boot-{self._boots}"
+        boot_id = f"{self.vm_cid}-boot-{self.boots_done}"
         desired = DesiredState(
             self._system_disk.held,
             self._system_disk.seen,
@@ -298,6 +349,7 @@ class Machine:
             settings.generation,
             boot_id,
             _write_at_once,
+            self._system_disk.place,
         )
         supervisor = Supervisor(
             self.engine, SimulatedDaemon(self.engine), self.engine, self._system_disk.notes, _directories
@@ -313,10 +365,13 @@ class Machine:
             supervisor,
             desired,
             disks,
+            SimulatedCopies(disks, self, self._random),
             NoVitals(),  # type: ignore[arg-type]  # as much of Vitals as the shell uses
             self.uptime_seconds,
             self._new_id,
+            FetchedImages(self.engine),
         )
+        self.shell = shell
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.run(), name="supervisor")
             group.create_task(shell.run(), name="shell")

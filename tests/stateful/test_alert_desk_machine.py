@@ -41,6 +41,7 @@ class DeskMachine(RuleBasedStateMachine):
         self.journal: dict[str, Incident] = {}
         self.threads: dict[str, Thread] = {}
         self.silences: tuple[Silence, ...] = ()
+        self.melting: frozenset[str] = frozenset()
         self.sent: list[Send] = []
         self.acknowledged: set[str] = set()
         self.told_open: Counter[tuple[str, float]] = Counter()
@@ -77,7 +78,8 @@ class DeskMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         end = self.now + seconds
         while True:
-            decision = self.desk.decide(self.now, Surroundings(subject_of, self.silences))
+            around = Surroundings(subject_of, self.silences, (), self.melting, 6.0)
+            decision = self.desk.decide(self.now, around)
             for send in decision.sends:
                 self.note(send)
             for thread in decision.forgotten:
@@ -100,6 +102,12 @@ class DeskMachine(RuleBasedStateMachine):
     @rule(deployment=st.sampled_from(["shop", "web"]), seconds=st.sampled_from([3.0, 100.0]))
     def silence(self, deployment: str, seconds: float) -> None:
         self.silences = (Silence("s", self.now + seconds, self.now, "ann", "x", deployment=deployment),)
+        self.desk.look_again()
+
+    @rule(melting=st.sampled_from([(), ("fleet",), ("shop",)]))
+    def storm(self, melting: tuple[str, ...]) -> None:
+        """Begins, goes on, or is over; what waited for that is told in the end all the same."""
+        self.melting = frozenset(melting)
         self.desk.look_again()
 
     @rule()

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from healthmonitor.clouds.cloud import Power, VmObservation
+from healthmonitor.core.due_times import TOOTH_SECONDS
 from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.judgement import Verdict
+from healthmonitor.core.liveness import judge
 from healthmonitor.core.policy import LivenessPolicy
 from protocol import heartbeat as wire
 from protocol.heartbeat import Extension, Heartbeat
@@ -95,6 +97,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     def turn(self) -> None:
         before = {vm.agent: self.fleet.verdict(vm.agent) for vm in self.vms}
+        heard_as_before = self.fleet.hearing_now
         decision = self.fleet.decide(self.now)
         self.missing = decision.judgement.missing
         self.cannot_tell = decision.judgement.cannot_tell
@@ -102,6 +105,7 @@ class FleetMachine(RuleBasedStateMachine):
             if self.fleet.verdict(vm.agent) is Verdict.MISSING and before[vm.agent] is not Verdict.MISSING:
                 stopped_lately = not vm.running or self.now - vm.changed_at <= 2 * POLICY.ask_timeout_seconds + STEP
                 assert stopped_lately, f"{vm.agent} was judged missing while it ran and answered"
+        self.what_stands_is_what_judging_all_anew_gives(bool(heard_as_before.deaf or heard_as_before.mass))
         for agent in decision.asks:
             vm = self.vm(agent)
             if not self.bus:
@@ -115,6 +119,24 @@ class FleetMachine(RuleBasedStateMachine):
         for agent in decision.observes:
             power = Power.OFF if self.vm(agent).off else Power.RUNNING
             self.fleet.observed(agent, VmObservation(power, "truth"), self.now)
+
+    def what_stands_is_what_judging_all_anew_gives(self, could_not_tell: bool) -> None:
+        """Only those are judged about whom something was learned or whose time has come. Of whom nothing could be told
+        until this turn, that may stand for one turn more."""
+        missing = set()
+        for name, inquiry in self.fleet._inquiries.items():
+            agent = self.fleet._agents[name]
+            hearing, since = self.fleet.hearing_now, agent.expected_at
+            fresh = {
+                judge(agent.life, inquiry, since, hearing, at, POLICY).verdict
+                for at in (self.now, self.now - TOOTH_SECONDS)
+            }
+            if could_not_tell:
+                fresh.add(Verdict.CANNOT_TELL)
+            assert agent.judged.verdict in fresh, f"{name} is {agent.judged.verdict}, and should be one of {fresh}"
+            if agent.judged.verdict is Verdict.MISSING:
+                missing.add(agent.instance)
+        assert set(self.missing) == missing
 
     def vm(self, agent: AgentId) -> Vm:
         return next(vm for vm in self.vms if vm.agent == agent)
@@ -144,6 +166,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     def reboot(self, vm: Vm) -> None:
         vm.boots += 1
+        if vm.boots_least_delay != float("inf"):
+            vm.alive_by_delivered += vm.boots_least_delay  # what the former boot renewed stays
         vm.uptime, vm.sequence = 3.0, 0
         vm.boots_least_delay = float("inf")
 

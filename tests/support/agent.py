@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agent.core.desired import Held
+from agent.core.desired import Held, Place
 from agent.core.mount_table import Mounted
 from agent.core.vitals_shape import CpuTimes, Sample
 from agent.desired_state import DesiredState, Seen
@@ -39,6 +39,7 @@ from protocol.ids import (
 )
 from protocol.settings import AgentSettings, BusSettings
 from protocol.spec import ContainerSpec, DiskSpec, InstanceSpec, Wanted
+from tests.simulation.engine import FetchedImages, SimulatedEngine
 
 AGENT = AgentId("agent-1")
 INSTANCE = InstanceId("shop/db/0")
@@ -187,6 +188,30 @@ def sample() -> Sample:
     return Sample(CpuTimes(1, 2, 3, 10), (0.5, 0.25, 0.125), 512 * 1024, 1024 * 1024, 0, 0, 1234.5)
 
 
+class ScriptedCopies:
+    """Copies that take as long as the test lets them. `copied`: each pair that was asked for."""
+
+    def __init__(self) -> None:
+        self.copied: list[tuple[DiskCid, DiskCid]] = []
+        self.released: list[tuple[DiskCid, ...]] = []
+        self.may_end = asyncio.Event()
+        self.done = 0
+
+    def progress(self) -> dict[str, Any] | None:
+        return {"bytes_done": self.done, "bytes_total": 100, "bytes_per_second": 10}
+
+    async def use(self, cid: DiskCid) -> dict[str, Any]:
+        return {"used_bytes": 1024}
+
+    async def copy(self, source: DiskSpec, target: DiskSpec, instance: InstanceId) -> dict[str, Any]:
+        self.copied.append((source.cid, target.cid))
+        await self.may_end.wait()
+        return {"used_bytes": 1024, "inodes": 1, "seconds": 1.0}
+
+    async def release(self, *cids: DiskCid) -> None:
+        self.released.append(cids)
+
+
 class RunningAgent:
     def __init__(
         self,
@@ -199,8 +224,15 @@ class RunningAgent:
         store = Store(directory)
         self.supervisor = supervisor
         self.tools = ScriptedDiskTools()
+        self.copies = ScriptedCopies()
+        self.hostnames: list[str] = []
         self.desired = DesiredState(
-            store.document("held", Held), store.document("seen", Seen), settings.instance, settings.generation, BOOT
+            store.document("held", Held),
+            store.document("seen", Seen),
+            settings.instance,
+            settings.generation,
+            BOOT,
+            place=store.document("place", Place),
         )
         self.disks = DiskKeeper(
             self.tools,
@@ -210,6 +242,7 @@ class RunningAgent:
             read_mounts=self.tools.table,
         )
         ids = itertools.count(1)
+        self.engine = SimulatedEngine(images=set())
         self.shell = AgentShell(
             settings=settings,
             version="0.test",
@@ -218,9 +251,12 @@ class RunningAgent:
             supervisor=supervisor,
             desired=self.desired,
             disks=self.disks,
+            copies=self.copies,
             vitals=Vitals(read_vitals),
             boot_seconds=boot_seconds,
             new_id=lambda: f"task-{next(ids)}",
+            images=FetchedImages(self.engine),
+            set_hostname=self.hostnames.append,
         )
 
 

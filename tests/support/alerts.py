@@ -14,7 +14,9 @@ from healthmonitor.core.notifying.desk import Rules
 from healthmonitor.core.notifying.routing import Subject
 from healthmonitor.core.policy import AlertPolicy, Policy
 from healthmonitor.core.records import Event, Incident, Severity
+from protocol.alert import Alert
 from protocol.bus import Bus
+from protocol.ids import AgentId
 
 SITE = "hm"
 
@@ -77,6 +79,9 @@ class RecordingChannel:
         self.on_take(notification)
         return Receipt("250 taken")
 
+    async def reach(self) -> None:
+        return None
+
     async def close(self) -> None:
         self.closed = True
 
@@ -114,6 +119,10 @@ def subject_of(about: Incident) -> Subject:
     return Subject(*instance.split("/")[:2], instance) if instance else Subject()
 
 
+def alert_incident(agent: AgentId, alert: Alert) -> Incident:
+    return incident(f"{agent}:{alert.id}", "agent_alert", over_at=1.0)
+
+
 def alerting(
     bus: Bus,
     journal: object,
@@ -136,5 +145,6 @@ def alerting(
         is_leader=is_leader,
         unix_time=unix_time,
         tell=told.append,
+        alert_of=alert_incident,
         site=SITE,
     )

@@ -26,8 +26,8 @@ class Authority:
         return context
 
 
-def make_authority(directory: Path, days: int = 2) -> Authority:
-    """`days` may be negative: then the authority has expired. The server is 127.0.0.1 and localhost."""
+def make_authority(directory: Path, days: int = 2, address: str = "127.0.0.1") -> Authority:
+    """`days` may be negative: then the authority has expired. The server is `address` and localhost."""
     directory.mkdir(parents=True, exist_ok=True)
     ca_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"authority of {directory.name}")])
@@ -40,7 +40,7 @@ def make_authority(directory: Path, days: int = 2) -> Authority:
     server = (
         _begin(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), ca_name, server_key, days)
         .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(address))]),
             critical=False,
         )
         .sign(ca_key, hashes.SHA256())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -78,6 +79,25 @@ class Command:
         return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def at_api(url: str, directory: Path, *arguments: str, token: str = "token") -> Outcome:
+    """One command line against a real API; of one thread at a time, because standard output is everybody's."""
+    token_file = directory / "api-token"
+    token_file.write_text(token)
+    token_file.chmod(0o600)
+    out, err = io.StringIO(), io.StringIO()
+    with _standard_streams, redirect_stdout(out), redirect_stderr(err):
+        code = run(
+            arguments,
+            lambda screen, api, place: session_module.Session(
+                screen, url, place, environment={"RESURGAM_TOKEN_FILE": str(token_file)}, here=directory, home=directory
+            ),
+        )
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+_standard_streams = threading.Lock()
+
+
 def status(**changes: Any) -> dict[str, Any]:
     """/v1/status of a monitor with one deployment that is well."""
     whole: dict[str, Any] = {
@@ -86,10 +106,15 @@ def status(**changes: Any) -> dict[str, Any]:
             "version": "1",
             "leader": True,
             "leader_id": "hm",
+            "leader_address": "http://127.0.0.1:25923",
+            "leader_since": 1000.0,
+            "leader_why": "there was no lease",
             "bus_connected": True,
             "cannot_tell": "",
             "unhealthy": [],
         },
+        "monitors": [monitor("hm", this=True, doing="leads")],
+        "unreadable": [],
         "switches": {
             "resurrection": True,
             "configured": True,
@@ -103,6 +128,44 @@ def status(**changes: Any) -> dict[str, Any]:
         "instances": [instance("shop/db/0"), instance("shop/web/0")],
         "incidents": [],
         "strangers": [],
+        "spares": [],
+    }
+    return {**whole, **changes}
+
+
+def spare(**changes: Any) -> dict[str, Any]:
+    whole = {
+        "key": "spare-1",
+        "state": "ready",
+        "verdict": "alive",
+        "cloud": "local",
+        "stemcell": "demo",
+        "stemcell_version": "v1",
+        "cpus": 1,
+        "memory_mib": 512,
+        "vm_cid": "vm-spare",
+        "agent_id": "a-spare",
+        "made_at": 1000.0,
+        "images": ["redis:7"],
+        "taken_by": None,
+        "error": "",
+    }
+    return {**whole, **changes}
+
+
+def monitor(name: str, **changes: Any) -> dict[str, Any]:
+    whole = {
+        "monitor": name,
+        "this": False,
+        "doing": "warm",
+        "state": "",
+        "version": "1",
+        "records_format": 1,
+        "address": "http://127.0.0.1:25923",
+        "instances": 2,
+        "vms_alive": 2,
+        "started_at": 1000.0,
+        "silent_seconds": 0.4,
     }
     return {**whole, **changes}
 

@@ -18,14 +18,17 @@ import docker
 import docker.errors
 import requests
 
-from healthmonitor.clouds import qemu_process
-from healthmonitor.clouds.cloud import Cloud, FenceProof, VmRequest
+from healthmonitor.clouds import loop_devices, qemu_process, qmp
+from healthmonitor.clouds.cloud import Cloud, FenceProof, Power, VmRequest
 from healthmonitor.clouds.docker import DockerCloud, DockerOptions
+from healthmonitor.clouds.local_store import MIB
 from healthmonitor.clouds.qemu import QemuCloud, QemuOptions
+from healthmonitor.clouds.qemu_machine import CONTROL_SOCKET
 from protocol.ids import AgentId, CloudName, DiskCid, VmCid
 from protocol.settings import AgentSettings, BusSettings
 from tests.simulation.cloud import SimulatedCloud
 from tests.support import stemcells
+from tests.support.process_cloud import ProcessCloud
 
 T = TypeVar("T")
 
@@ -48,6 +51,10 @@ class CloudBench(Protocol):
 
     async def lose_disk(self, disk: DiskCid) -> None:
         """Its data is gone, the records are not."""
+        ...
+
+    async def seen_mib(self, disk: DiskCid) -> int:
+        """How large it is for the VM that holds it."""
         ...
 
 
@@ -86,6 +93,54 @@ class SimulatedBench:
     async def lose_disk(self, disk: DiskCid) -> None:
         raise NotImplementedError("simulated disks are not lost")
 
+    async def seen_mib(self, disk: DiskCid) -> int:
+        return self.cloud.disks[disk].size_mib
+
+
+class ProcessBench:
+    stemcell = "light"
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.cloud = ProcessCloud(directory)
+
+    def another(self) -> ProcessCloud:
+        return ProcessCloud(self._directory)
+
+    async def booted(self, vm: VmCid) -> None:
+        """Nothing inside takes part in attaching."""
+
+    async def kill(self, vm: VmCid) -> None:
+        await self._signalled(vm, signal.SIGKILL, Power.OFF)
+
+    async def freeze(self, vm: VmCid) -> None:
+        await self._signalled(vm, signal.SIGSTOP, Power.PAUSED)
+
+    async def lose_disk(self, disk: DiskCid) -> None:
+        raise NotImplementedError("disks of processes are not lost")
+
+    async def seen_mib(self, disk: DiskCid) -> int:
+        """There is no device: what the cloud says is all that there is."""
+        return next(each.size_mib for each in await self.cloud.list_disks() if each.disk_cid == disk)
+
+    async def _signalled(self, vm: VmCid, number: signal.Signals, power: Power) -> None:
+        self.cloud.signal(vm, number)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 10.0
+        while (await self.cloud.observe(vm)).power is not power:
+            assert loop.time() < deadline, f"{vm} is not {power.value}"
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def process_bench(directory: Path) -> AsyncIterator[ProcessBench]:
+    bench = ProcessBench(directory)
+    try:
+        yield bench
+    finally:
+        for summary in await bench.another().list_vms():
+            await bench.another().delete_vm(summary.vm_cid)
+
 
 class QemuBench:
     stemcell = stemcells.BARE
@@ -115,6 +170,23 @@ class QemuBench:
 
     async def lose_disk(self, disk: DiskCid) -> None:
         (self._options.directory / "disks" / f"{disk}.raw").unlink()
+
+    async def write(self, disk: DiskCid, content: bytes) -> None:
+        """To the beginning of a disk that nobody holds."""
+        with (self._options.directory / "disks" / f"{disk}.raw").open("r+b") as file:
+            file.write(content)
+
+    async def read(self, disk: DiskCid, size: int) -> bytes:
+        with (self._options.directory / "disks" / f"{disk}.raw").open("rb") as file:
+            return file.read(size)
+
+    async def seen_mib(self, disk: DiskCid) -> int:
+        """By QEMU's word of the device that it shows to its guest."""
+        (vm,) = await self.cloud.disk_holders(disk)
+        async with qmp.connect(self._options.directory / "vms" / vm / CONTROL_SOCKET) as machine:
+            devices = await machine.execute("query-block")
+        (size,) = [each["inserted"]["image"]["virtual-size"] for each in devices if f"disk-{disk}" in each["qdev"]]
+        return int(size) // MIB
 
 
 @asynccontextmanager
@@ -214,6 +286,11 @@ class DockerBench:
 
     async def lose_disk(self, disk: DiskCid) -> None:
         (self._options.directory / "disks" / f"{disk}.raw").unlink()
+
+    async def seen_mib(self, disk: DiskCid) -> int:
+        """Of the loop device, which is what the VM has in its /dev."""
+        (device,) = await loop_devices.of_file(self._options.directory / "disks" / f"{disk}.raw")
+        return int((Path("/sys/block") / device.name / "size").read_text()) * 512 // MIB
 
     async def close(self) -> None:
         for summary in await self.cloud.list_vms():

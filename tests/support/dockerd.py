@@ -86,7 +86,7 @@ class OwnDocker:
     def make_images(self) -> None:
         """Two images with busybox in them and nothing else; they differ in one file."""
         for image in (IMAGE, SECOND_IMAGE):
-            self.docker("import", "-c", "ENV PATH=/bin", "-", image, stdin=_root_file_system(image))
+            self.docker("import", "-c", "ENV PATH=/bin", "-", image, stdin=root_file_system(image))
 
     def kill_daemon(self) -> None:
         """SIGKILL, and gone when this returns."""
@@ -162,7 +162,7 @@ def own_docker() -> Iterator[OwnDocker]:
         docker.close()
 
 
-def _root_file_system(marker: str) -> bytes:
+def root_file_system(marker: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(BUSYBOX, arcname="bin/busybox")

@@ -13,7 +13,7 @@ import contextvars
 import gc
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -21,15 +21,33 @@ from typing import Any
 from healthmonitor.agent_client import AgentClient
 from healthmonitor.clouds.cloud import Power
 from healthmonitor.core.judgement import Judgement, Missing, Verdict
+from healthmonitor.core.maintenance_changes import name_of_open
 from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, UpdatePolicy, VmSize
 from healthmonitor.core.policy import LeadershipPolicy, Policy, ResurrectionPolicy
-from healthmonitor.core.records import DeploymentRecord, InstanceRecord, Operation, RolloutState, VmBinding
+from healthmonitor.core.records import (
+    DeploymentRecord,
+    InstanceRecord,
+    Operation,
+    RolloutState,
+    SpareRecord,
+    SpareState,
+    VmBinding,
+)
 from healthmonitor.journal import Journal, Superseded
 from healthmonitor.leadership import Leadership
 from healthmonitor.resurrector import Resurrector
 from protocol import codec, envelope, heartbeat, subjects
 from protocol.bus import BusUnavailable, Message
-from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Extension, Heartbeat
+from protocol.heartbeat import (
+    ContainerReport,
+    ContainerState,
+    DiskReport,
+    DiskState,
+    EngineState,
+    Extension,
+    Glance,
+    Heartbeat,
+)
 from protocol.ids import (
     AgentId,
     CloudName,
@@ -50,6 +68,7 @@ from tests.simulation.cloud import Machine, SimulatedCloud, SimulatedVm, setting
 from tests.simulation.loop import Process, SimulatedLoop
 
 BOOT_SECONDS = 2.0
+COPY_SECONDS = 3.0
 HEARTBEAT_SECONDS = 1.0
 CLOUD = CloudName("local")
 SHOP = DeploymentName("shop")
@@ -115,6 +134,11 @@ class FakeVm:
     mounted_with: dict[str, dict[str, Any]] = field(default_factory=dict)  # disk → what the last mount_disk said
     filesystem_mib: dict[str, int] = field(default_factory=dict)  # as large as its disk was when it was mounted (again)
     spec: InstanceSpec | None = None
+    released: dict[str, int] = field(default_factory=dict)  # disk → revision at which it was unmounted by command
+    copies: dict[str, tuple[str, str, float]] = field(default_factory=dict)  # task → from, to, when it is done
+    became: tuple[str, int] | None = None  # of a spare: instance and generation
+    images: set[str] = field(default_factory=set)  # that it was told to have
+    pins_fetched: set[str] = field(default_factory=set)  # ids of images that it was told to have
     asked: list[str] = field(default_factory=list)  # methods, but pings
     drained: bool = False
     frozen: bool = False
@@ -129,6 +153,8 @@ class FakeVm:
     def power_off(self, announced: bool, why: str) -> None:
         self.life += 1
         self.mounted.clear()
+        self.copies.clear()
+        self.drained = False
         if self.agent is not None:
             self.agent.kill()
             self.agent = None
@@ -147,7 +173,40 @@ class FakeVm:
     def attach(self, disk: DiskCid) -> None: ...
 
     def detach(self, disk: DiskCid) -> None:
+        if disk in self.mounted and self.vm.can_write:
+            self.world.note_failure(f"{disk} was detached from {self.vm.cid} while it was mounted")
         self.mounted.discard(disk)
+
+    def reboot(self) -> None:
+        """By itself: the agent remembers what it was told and which disks it let go, and nothing else."""
+        self.power_off(True, "reboots")
+        self.power_on()
+
+    @property
+    def writing(self) -> bool:
+        """Whether its containers run, and write to every disk that is mounted."""
+        return self.spec is not None and not self.drained and self.spec.wanted is Wanted.STARTED
+
+    def _write(self) -> None:
+        """One transaction, which is acknowledged: on every disk of the specification, when all are mounted."""
+        if self.spec is None or not self.writing or not {disk.cid for disk in self.spec.disks} <= self.mounted:
+            return
+        for disk in self.spec.disks:
+            self.world.acknowledged[disk.name] = self.world.acknowledged.get(disk.name, 0) + 1
+            self.world.contents[disk.cid] = self.world.contents.get(disk.cid, 0) + 1
+
+    def _mount_named(self) -> None:
+        """As the real keeper: what the specification names, unless it was let go since."""
+        for disk in self.spec.disks if self.spec is not None else ():
+            let_go = self.released.get(disk.cid, -1) >= (self.spec.revision if self.spec is not None else 0)
+            if not let_go and disk.cid in self.vm.attached and not self._refusal(disk.cid, disk.replaces):
+                self.mounted.add(disk.cid)
+
+    def _refusal(self, cid: str, replaces: str) -> str:
+        copy_of, finished = self.world.copies_of.get(cid, ("", True))
+        if copy_of and not (finished and replaces == copy_of):
+            return f"{cid} is a copy of {copy_of}, {'finished' if finished else 'unfinished'}"
+        return ""
 
     def _boot(self) -> None:
         self.agent = Process(self.world.loop, f"agent {self.vm.cid}")
@@ -162,7 +221,8 @@ class FakeVm:
 
         def heard(message: Message) -> None:
             request = envelope.decode_request(message.payload)
-            if request.generation not in (None, settings.generation):
+            ours = settings.generation if self.became is None else self.became[1]
+            if request.generation not in (None, ours) and request.method != "become":
                 answer = envelope.encode_exception("another generation")
             else:
                 answer = self._answer(request.method, request.arguments)
@@ -174,6 +234,8 @@ class FakeVm:
             tasks.create_task(self._reply(bus, answers))
             sequence = 0
             while True:
+                self._mount_named()
+                self._write()
                 sequence += 1
                 beat = heartbeat.encode(self._heartbeat(sequence))
                 with contextlib.suppress(BusUnavailable):  # the next one tells
@@ -197,20 +259,59 @@ class FakeVm:
         match method:
             case "ping":
                 return envelope.encode_value({"pong": True, "echo": arguments[0]["echo"], "boot_id": "b"})
+            case "become":
+                wanted = (arguments[0]["instance"], arguments[0]["generation"])
+                if settings_of(self.vm).instance is not None or self.became not in (None, wanted):
+                    return envelope.encode_exception(f"it is {self.became} already")
+                self.became = wanted
+                return envelope.encode_value("became")
+            case "fetch_images":
+                wanted = {each["image"] for each in arguments[0]}
+                self.pins_fetched |= {each["pinned"]["image_id"] for each in arguments[0] if each["pinned"]}
+                lacking = sorted(wanted & self.world.unobtainable_images)
+                self.images |= wanted - self.world.unobtainable_images
+                had = {image: f"{image} from its registry" for image in sorted(self.images)}
+                return envelope.encode_value({"had": had, "failed": dict.fromkeys(lacking, "no such image")})
+            case "mount_disk" if settings_of(self.vm).instance is None and self.became is None:
+                return envelope.encode_exception("this VM fills no instance yet")
             case "mount_disk":
                 if DiskCid(arguments[0]) not in self.vm.attached:
                     return envelope.encode_exception(f"no device {arguments[0]}")
+                refusal = self._refusal(arguments[0], arguments[1]["replaces"])
+                if refusal:
+                    self.world.note_failure(f"mounting was asked for, but {refusal}")
+                    return envelope.encode_exception(refusal)
+                self.world.copies_of.pop(arguments[0], None)
+                self.released.pop(arguments[0], None)
                 self.mounted.add(arguments[0])
                 self.mounted_with[arguments[0]] = arguments[1]
                 self.filesystem_mib[arguments[0]] = self.world.cloud.disks[DiskCid(arguments[0])].size_mib
                 return envelope.encode_value("")
             case "unmount_disk":
+                if arguments[0] in self.mounted and self._is_used(arguments[0]):
+                    return envelope.encode_exception(f"disk {arguments[0]} is in use")
+                self.released[arguments[0]] = self.spec.revision if self.spec is not None else 0
                 self.mounted.discard(arguments[0])
                 return envelope.encode_value("")
+            case "remove_persistent_disk":
+                self.released.pop(arguments[0], None)
+                return envelope.encode_value({})
+            case "disk_use":
+                used = self.world.used_bytes.get(arguments[0], 1024)
+                return envelope.encode_value({"used_bytes": used} if arguments[0] in self.mounted else {})
+            case "copy_disk":
+                return self._copy(arguments[0], arguments[1])
+            case "get_task":
+                return self._task(arguments[0])
+            case "release_copy":
+                self.copies.clear()
+                return envelope.encode_value("released")
             case "list_disk":
                 return envelope.encode_value(sorted(self.mounted))
             case "apply":
-                self.spec = codec.from_plain(InstanceSpec, arguments[0])
+                before, self.spec = self.spec, codec.from_plain(InstanceSpec, arguments[0])
+                if before is None or self.spec.revision > before.revision:
+                    self.drained = False
                 return envelope.encode_value("applied")
             case "drain":
                 self.drained = True
@@ -218,11 +319,43 @@ class FakeVm:
             case _:
                 return envelope.encode_exception(f"unknown message {method}")
 
+    def _is_used(self, cid: str) -> bool:
+        return self.writing and self.spec is not None and any(disk.cid == cid for disk in self.spec.disks)
+
+    def _copy(self, source: dict[str, Any], target: dict[str, Any]) -> bytes:
+        """As the real agent: the source is let go, the target marked; the same copy asked for again is that copy."""
+        if self.world.copy_refusal:
+            return envelope.encode_exception(self.world.copy_refusal)
+        if source["cid"] in self.mounted and self._is_used(source["cid"]):
+            return envelope.encode_exception(f"disk {source['cid']} is in use")
+        if not {source["cid"], target["cid"]} <= self.vm.attached:
+            return envelope.encode_exception("no device for one of them")
+        self.released[source["cid"]] = self.spec.revision if self.spec is not None else 0
+        self.mounted.discard(source["cid"])
+        for task, (known_source, known_target, _) in self.copies.items():
+            if (known_source, known_target) == (source["cid"], target["cid"]):
+                return self._task(task)
+        self.world.copies_of[target["cid"]] = (source["cid"], False)
+        task = f"copy-{self.life}-{len(self.asked)}"
+        self.copies[task] = (source["cid"], target["cid"], self.world.loop.time() + COPY_SECONDS)
+        return self._task(task)
+
+    def _task(self, task: str) -> bytes:
+        if task not in self.copies:
+            return envelope.encode_exception(f"Task with id {task} could not be found")
+        source, target, done_at = self.copies[task]
+        if self.world.loop.time() < done_at:
+            progress = {"phase": "copying", "bytes_done": 512, "bytes_total": 1024, "bytes_per_second": 256}
+            return envelope.encode_value({"agent_task_id": task, "state": "running", "progress": progress})
+        self.world.contents[target] = self.world.contents.get(source, 0)
+        self.world.copies_of[target] = (source, True)
+        return envelope.encode_value({"used_bytes": 1024, "inodes": 1, "seconds": COPY_SECONDS})
+
     def _heartbeat(self, sequence: int) -> Heartbeat:
         spec = self.spec
         if spec is None:
             return Heartbeat(resurgam=Extension(sequence=sequence, engine=EngineState.UP))
-        started = ContainerState.STOPPED if spec.wanted is Wanted.STOPPED else ContainerState.RUNNING
+        started = ContainerState.RUNNING if self.writing else ContainerState.STOPPED
         containers = tuple(
             ContainerReport(
                 container.name,
@@ -238,8 +371,16 @@ class FakeVm:
                 sequence=sequence,
                 engine=EngineState.UP,
                 containers=containers,
+                disks=tuple(self._disk_reports()),
             )
         )
+
+    def _disk_reports(self) -> Iterator[DiskReport]:
+        """Of disks that the test has filled."""
+        for cid in sorted(self.mounted & set(self.world.filled_mib)):
+            size_mib, name = self.filesystem_mib[cid], self.mounted_with[cid]["name"]
+            percent = 100.0 * self.world.filled_mib[cid] / size_mib
+            yield DiskReport(name, DiskCid(cid), DiskState.MOUNTED, percent, 1.0, size_mib)
 
 
 class HeardFleet:
@@ -261,9 +402,17 @@ class HeardFleet:
         silent = asyncio.get_running_loop().time() - self._heard[agent][0]
         return Verdict.ALIVE if silent < 3.0 * HEARTBEAT_SECONDS else Verdict.MISSING
 
+    def last_glance(self, agent: AgentId) -> Glance | None:
+        said = self.last_heartbeat(agent)
+        return None if said is None else heartbeat.glance(heartbeat.encode(said))
+
     def last_heartbeat(self, agent: AgentId) -> Heartbeat | None:
         entry = self._heard.get(agent)
         return None if entry is None else entry[1]
+
+    def revision(self, agent: AgentId) -> int | None:
+        heard = self.last_heartbeat(agent)
+        return None if heard is None or heard.resurgam is None else heard.resurgam.revision
 
     def heard_after(self, agent: AgentId, at_seconds: float) -> bool:
         entry = self._heard.get(agent)
@@ -289,6 +438,14 @@ class HandsWorld:
         self.cloud = SimulatedCloud(self._make_machine, self.random, latency_seconds=(0.01, 0.05))
         self.machines: dict[VmCid, FakeVm] = {}
         self.broken_images: set[str] = set()
+        self.contents: dict[str, int] = {}
+        """Transactions that are on each disk; `acknowledged`: those that somebody was told are on the disk so named."""
+        self.acknowledged: dict[str, int] = {}
+        self.copies_of: dict[str, tuple[str, bool]] = {}
+        """The marks on disks that are being copied to: from which, and whether the copy is finished."""
+        self.used_bytes: dict[str, int] = {}
+        self.filled_mib: dict[str, int] = {}  # disk → what its agent says is used of it
+        self.copy_refusal = ""
         self.failures: list[str] = []
         self.points: list[str] = []
         self.kill_at: int | None = None
@@ -296,8 +453,14 @@ class HandsWorld:
         self.policy = policy()
         self.cannot_tell = ""
         self.meltdowns: dict[str, str] = {}
+        self.brewing: set[str] = set()
+        self.unobtainable_images: set[str] = set()
+        self.stemcell_version = ""
         self.clock_ahead_seconds = 0.0
         """Added to the wall clock: an hour of it passes at once, without an hour of heartbeats."""
+        self.next_boots = True
+        """False: the next VM that is made never boots."""
+        self.judges = True
         self._ids = 0
         self._monitors = 0
 
@@ -359,9 +522,11 @@ class HandsWorld:
             self.policy,
             self.unix_time,
             self.new_id,
-            lambda record, vm: BusSettings(("nats://127.0.0.1:4222",)),
+            lambda agent: BusSettings(("nats://127.0.0.1:4222",)),
             lambda count: bytes(count),
+            maintenance=lambda deployment: name_of_open((), journal.maintenance().values(), self.unix_time()),
             crash_point=self._crash_point(process),
+            stemcell_version=lambda cloud, stemcell: self.stemcell_version,
         )
         return MonitorParts(journal, leadership, resurrector, fleet, agents, process, bus)
 
@@ -391,7 +556,8 @@ class HandsWorld:
             tasks.create_task(parts.leadership.run())
             tasks.create_task(parts.resurrector.run())
             while True:
-                parts.resurrector.set_judgement(self._judgement(parts))
+                if self.judges:
+                    parts.resurrector.set_judgement(self._judgement(parts))
                 await asyncio.sleep(0.25)
 
     def _judgement(self, parts: MonitorParts) -> Judgement:
@@ -403,7 +569,19 @@ class HandsWorld:
             heard = self.machines[vm.cid].spec is not None
             if heard and (vm.power is not Power.RUNNING or vm.host_dead):
                 missing[instance] = Missing(record.vm.agent_id, self.loop.time(), "silent for 15 s", not vm.host_dead)
-        return Judgement(self.loop.time(), missing, self.cannot_tell, dict(self.meltdowns))
+        lost_spares = {
+            spare.key: "silent for 15 s"
+            for spare in parts.journal.spares().values()
+            if spare.vm_cid in self.cloud.vms and self.cloud.vms[spare.vm_cid].power is not Power.RUNNING
+        }
+        return Judgement(
+            self.loop.time(),
+            missing,
+            self.cannot_tell,
+            dict(self.meltdowns),
+            brewing=frozenset(self.brewing),
+            lost_spares=lost_spares,
+        )
 
     # Looking.
 
@@ -447,6 +625,9 @@ class HandsWorld:
         assert vm.vm_cid is not None
         return self.cloud.vms[vm.vm_cid]
 
+    def spares(self, state: SpareState = SpareState.READY) -> list[SpareRecord]:
+        return [spare for spare in self.parts.journal.spares().values() if spare.state is state]
+
     def idle(self) -> bool:
         return self.parts.leadership.is_leader() and not self.parts.journal.operations()
 
@@ -484,6 +665,8 @@ class HandsWorld:
             await task
 
     def _make_machine(self, vm: SimulatedVm) -> Machine:
+        if not self.next_boots:
+            vm.boots, self.next_boots = False, True
         self.machines[vm.cid] = FakeVm(self, vm)
         return self.machines[vm.cid]
 

@@ -61,7 +61,7 @@ def _places() -> Iterator[tuple[OperationKind, Step]]:
 
 def _at(kind: OperationKind, step: Step) -> tuple[Operation, ...]:
     """An operation at this step, and the same one held there as unfenced."""
-    old = None if kind is OperationKind.UPDATE else OLD
+    old = None if kind in rules.IN_PLACE else OLD
     begun = rules.begin(OperationId("o"), InstanceId("shop/db/0"), kind, "", 0.0, old)
     there = replace(begun, step=step, fence_proof="off" if step in rules.NEEDS_PROOF and old is not None else "")
     return there, replace(there, hold=Hold.UNFENCED)

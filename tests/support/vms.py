@@ -51,10 +51,15 @@ class Machines:
 
 @contextlib.asynccontextmanager
 async def machines(
-    directory: Path, name: CloudName, sizes: Sequence[tuple[int, int]] = ((1, 512),)
+    directory: Path,
+    name: CloudName,
+    sizes: Sequence[tuple[int, int]] = ((1, 512),),
+    stemcell: str = STEMCELL,
 ) -> AsyncIterator[Machines]:
-    """`sizes`: (cpus, memory in MiB) to have warm templates for. Every VM is ended afterwards."""
-    await asyncio.to_thread(build_stemcell)
+    """`sizes`: (cpus, memory in MiB) to have warm templates for. `stemcell`: the usual one is made here, others are
+    their owner's to make. Every VM is ended afterwards."""
+    if stemcell == STEMCELL:
+        await asyncio.to_thread(build_stemcell)
     (CACHE / "templates").mkdir(parents=True, exist_ok=True)
     cloud_directory = directory / "cloud"
     cloud_directory.mkdir(parents=True)
@@ -62,7 +67,7 @@ async def machines(
     accel = os.environ.get("RESURGAM_TEST_ACCEL", "auto")
     ours = Machines(name, QemuOptions(directory=cloud_directory, stemcells=CACHE / "stemcells", accel=accel))
     for cpus, memory_mib in sizes:
-        await ours.cloud.build_template(STEMCELL, cpus, memory_mib, _say)
+        await ours.cloud.build_template(stemcell, cpus, memory_mib, _say)
     try:
         yield ours
     finally:

@@ -130,7 +130,8 @@ async def container_site(directory: Path, engine: OwnEngine) -> AsyncIterator[Ce
     )
     cloud = DockerCloud(CloudName("local"), options)
     try:
-        async with centre(directory / "centre", yaml) as site:
+        # An agent that is started anew by systemd has to be back within the lease, also on a busy machine.
+        async with centre(directory / "centre", yaml, "heartbeat: {lease: 8s}") as site:
             yield site
     finally:
         for summary in await cloud.list_vms():
@@ -182,7 +183,7 @@ async def test_the_engine_recovers_unaided_and_heartbeats_never_pause(inside: In
         await inside.site.running(INSTANCE, 60)
         await until(lambda: len(heard) > 5, 30, "heartbeats")
         gaps = [later - earlier for earlier, later in itertools.pairwise(heard)]
-    assert max(gaps) < 2.0, gaps  # the interval is 0.5 s, the lease 2 s
+    assert max(gaps) < 2.0, gaps  # the interval is 0.5 s
     assert await inside.runs() == before
 
 

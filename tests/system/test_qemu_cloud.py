@@ -252,7 +252,7 @@ async def test_a_vm_wakes_from_a_template_as_somebody(tmp_path: Path) -> None:
                 bench_request = vm_request(
                     _Named(vms.STEMCELL),
                     name,
-                    memory_mib=384,
+                    memory_mib=512,  # the size that there is a template for
                     settings=settings,  # type: ignore[arg-type]
                 )
                 made.append(await machines.cloud.create_vm(bench_request))

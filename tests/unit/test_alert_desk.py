@@ -19,6 +19,7 @@ from tests.support.alerts import incident, over, subject_of
 POLICY = AlertPolicy(group_wait_seconds=0.2, group_longest_seconds=5.0, group_max=100)
 CHANNELS = ("mail", "pager")
 START = 1000.0
+MELTING_SECONDS = 6.0
 
 
 class Office:
@@ -29,10 +30,12 @@ class Office:
         self.desk = Desk(policy, self.rules)
         self.now = START
         self.silences: list[Silence] = []
+        self.windows: list[OnceWindow] = []
+        self.melting: frozenset[str] = frozenset()
         self.sent: list[Send] = []
 
     def around(self) -> Surroundings:
-        return Surroundings(subject_of, tuple(self.silences))
+        return Surroundings(subject_of, tuple(self.silences), tuple(self.windows), self.melting, MELTING_SECONDS)
 
     def wait(self, seconds: float) -> list[Send]:
         """Lets the time pass as the shell does: from one check to the next."""
@@ -59,6 +62,64 @@ def told(sends: list[Send]) -> list[tuple[str, tuple[str, ...], int]]:
 
 def vm(number: int = 0, deployment: str = "shop", at: float = START) -> Incident:
     return incident(f"{deployment}/db/{number}", at=at)
+
+
+def test_a_loss_that_is_one_of_many_is_told_with_them_and_only_once() -> None:
+    """Losses come one after another while the others are suspect: the one notification is the meltdown's, whenever it
+    is that the losses are written down as explained by it."""
+    office = Office()
+    office.melting = frozenset({"fleet"})
+    office.see(vm(1), vm(2))
+    assert office.wait(1.0) == []
+    office.desk.look_again()
+    office.see(incident("fleet", "meltdown", at=office.now), incident("shop", "meltdown", at=office.now))
+    office.see(vm(3, at=office.now))
+    assert [(send.thread.kind, len(send.incidents)) for send in office.wait(0.5)] == [("meltdown", 1)]
+    for number in (1, 2, 3):
+        office.see(replace(vm(number), inhibited_by="meltdown:fleet"))
+    office.see(replace(incident("shop", "meltdown"), inhibited_by="meltdown:fleet"))
+    assert office.wait(60.0) == []
+
+
+@pytest.mark.parametrize(
+    ("melting", "waits"),
+    [({"fleet"}, True), ({"shop"}, True), ({"other"}, False), (set(), False)],
+)
+def test_a_loss_waits_only_where_many_are_lost(melting: set[str], waits: bool) -> None:
+    """In its deployment or the fleet, and no longer than the verdict on the others may take: then it is told alone."""
+    office = Office()
+    office.melting = frozenset(melting)
+    office.see(vm(), incident("shop/db/0/redis", "container_not_running"))
+    at_once = {send.thread.kind for send in office.wait(1.0)}
+    assert at_once == {"container_not_running"} | (set() if waits else {"vm_missing"})
+    assert office.wait(MELTING_SECONDS - 2.0) == []
+    later = [send.thread.kind for send in office.wait(2.0)]
+    assert later == (["vm_missing"] if waits else [])
+
+
+def test_a_loss_is_told_as_soon_as_the_others_turn_out_to_live() -> None:
+    """The storm was none: who waited for that is told at once."""
+    office = Office()
+    office.melting = frozenset({"fleet"})
+    office.see(vm())
+    assert office.wait(2.0) == []
+    office.melting = frozenset()
+    office.desk.look_again()
+    assert told(office.wait(0.3)) == [("opened", CHANNELS, 1)]
+
+
+def test_the_meltdown_of_the_fleet_waits_for_nothing() -> None:
+    """It is what the others wait for; that of a deployment waits while the fleet's may come."""
+    office = Office()
+    office.melting = frozenset({"fleet", "shop"})
+    office.see(incident("shop", "meltdown"))
+    assert office.wait(0.5) == []
+    office.see(incident("fleet", "meltdown", at=office.now))
+    assert [send.incidents[0].subject for send in office.wait(0.5)] == ["fleet"]
+    alone = Office()
+    alone.melting = frozenset({"shop"})
+    alone.see(incident("shop", "meltdown"))
+    assert [send.incidents[0].subject for send in alone.wait(0.5)] == ["shop"]
 
 
 def test_one_incident_is_told_once_and_its_end_once_in_one_thread() -> None:
@@ -157,12 +218,14 @@ def silence(seconds: float, **where: str) -> Silence:
     return Silence("s", START + seconds, START - 1, "ann", "move", **where)
 
 
-@pytest.mark.parametrize("how", ["silence", "window", "quiet", "inhibited"])
+@pytest.mark.parametrize("how", ["silence", "window", "added window", "quiet", "inhibited"])
 def test_what_is_held_back_is_told_when_it_is_still_there(how: str) -> None:
     """Silence, maintenance window, quiet hours, a cause: nothing is told meanwhile, and what outlasts it is."""
     route = Route("r", CHANNELS, quiet=(Hours(frozenset(range(7)), 0, 3600),) if how == "quiet" else ())
     office = Office(route, windows=(OnceWindow(0, START + 2600),) if how == "window" else ())
     office.now = START
+    if how == "added window":
+        office.windows.append(OnceWindow(0, START + 2600))
     if how == "silence":
         office.silences.append(silence(2600, deployment="shop"))
     lasting, passing = vm(0), vm(1)
@@ -171,8 +234,10 @@ def test_what_is_held_back_is_told_when_it_is_still_there(how: str) -> None:
     office.see(lasting, passing)
     assert office.wait(2000) == []
     why = office.desk.explain(lasting, office.now, office.around())
-    words = {"silence": "silence s", "window": "maintenance window", "quiet": "quiet hours", "inhibited": "meltdown"}
-    assert any(reason.startswith("held back: ") and words[how] in reason for reason in why), why
+    words = {"silence": "silence s", "quiet": "quiet hours", "inhibited": "meltdown"}
+    assert any(reason.startswith("held back: ") and words.get(how, "maintenance window") in reason for reason in why), (
+        why
+    )
     office.see(over(passing, office.now))
     if how == "inhibited":
         office.see(replace(lasting, inhibited_by=""))
@@ -247,9 +312,17 @@ def test_what_was_over_before_it_could_be_told_is_told_as_over() -> None:
 def test_an_alert_of_an_agent_is_told_once_and_has_no_end() -> None:
     """It goes by its own route."""
     office = Office()
-    office.desk.note(incident("shop/db/0", "agent_alert", over_at=START))
-    assert told(office.wait(10)) == [("noted", CHANNELS, 1)]
+    hot = incident("shop/db/0", "agent_alert", over_at=START)
+    office.desk.note(hot)
+    sent = office.wait(10)
+    assert told(sent) == [("noted", CHANNELS, 1)]
+    assert not office.desk.note(hot)
+    new = succeeded(office, [sent[0].thread], [])
+    assert not new.desk.note(hot)
+    assert new.desk.note(replace(hot, key="another"))
+    assert told(new.wait(10)) == [("noted", CHANNELS, 1)]
     assert office.wait(8000) == []
+    assert office.desk.threads() == [], "it is forgotten in the end"
 
 
 def succeeded(office: Office, threads: list[Thread], incidents: list[Incident]) -> Office:
@@ -294,3 +367,23 @@ def test_a_new_leader_does_not_tell_again_what_is_over() -> None:
     resolved = office.wait(1)
     old = over(vm(5, at=START - 9000), START - 8000)
     assert succeeded(office, [resolved[0].thread], [over(vm(0), office.now - 1), old]).wait(10) == []
+
+
+def test_a_clock_that_is_set_back_holds_nothing_up() -> None:
+    """Two hours back while a group waits, while something is held back, and after a thread was told: each goes on as if
+    it had just begun, and none waits for the clock to be there again."""
+    office = Office()
+    office.see(vm(9))
+    office.wait(1.0)
+    explained = replace(vm(1), inhibited_by="meltdown:fleet")
+    office.see(explained)
+    office.wait(1.0)
+    office.see(vm(0))
+    assert office.wait(0.1) == []
+    office.now -= 7200.0
+    assert [send.incidents[0].key for send in office.wait(1.0)] == ["vm_missing:shop/db/0"]
+    office.desk.see(vm(1))
+    assert [send.incidents[0].key for send in office.wait(10.0)] == ["vm_missing:shop/db/1"]
+    repeated = office.wait(POLICY.repeat_seconds + 60.0)
+    assert {send.transition.value for send in repeated} == {"repeated"}
+    assert len(repeated) == 3

@@ -20,9 +20,11 @@ def test_every_alert_is_in_the_table() -> None:
     assert len(rows()) == len(KINDS)
 
 
-def test_the_example_can_be_copied() -> None:
-    """It is read without an error, and every key of a route is described."""
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+def test_the_examples_can_be_copied() -> None:
+    """They are read without an error, and every key of a route is described."""
+    block, *others = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    for other in others:
+        parse_configuration(other, "c.yml")
     assert [route.name for route in parse_configuration(block, "c.yml").routes] == [
         "nights",
         "shop",

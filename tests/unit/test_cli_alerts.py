@@ -36,6 +36,20 @@ SILENCE = {
     "kind": "",
     "ended_by": "",
 }
+WINDOW = {
+    "id": "7c1d0e22",
+    "text": "sunday 02:00 for 2h (UTC)",
+    "kind": "weekly",
+    "from": "a person",
+    "open": True,
+    "over": False,
+    "ends_at": time.time() + 600,
+    "because": "backups",
+    "created_at": 1.0,
+    "created_by": "ann (admin)",
+    "ended_at": None,
+    "ended_by": "",
+}
 
 
 @pytest.fixture
@@ -51,6 +65,9 @@ def api() -> PretendedApi:
             ("GET", "/v1/silences"): {"silences": [SILENCE, {**SILENCE, "id": "over0001", "active": False}]},
             ("POST", "/v1/silences"): answer,
             ("POST", "/v1/silences/3f2a9c01/end"): answer,
+            ("GET", "/v1/maintenance"): {"windows": [WINDOW, {**WINDOW, "id": "over0002", "over": True}]},
+            ("POST", "/v1/maintenance"): answer,
+            ("POST", "/v1/maintenance/7c1d0e22/end"): answer,
         }
     )
 
@@ -71,6 +88,11 @@ def command(tmp_path: Path, api: PretendedApi) -> Command:
         ("silence list --all", "over0001"),
         ("silence add --for 2h --because moving --deployment shop", "done so"),
         ("silence end 3f2a9c01", "done so"),
+        ("maintenance list", "sunday 02:00 for 2h (UTC)"),
+        ("maintenance list --all", "over0002"),
+        ("maintenance add --for 2h --because moving", "done so"),
+        ("maintenance add --day sunday --at 02:00 --for 2h --because backups", "done so"),
+        ("maintenance end 7c1d0e22 --because moved", "done so"),
     ],
 )
 def test_what_is_shown(command: Command, words: str, shown: str) -> None:
@@ -78,6 +100,36 @@ def test_what_is_shown(command: Command, words: str, shown: str) -> None:
     outcome = command(*words.split())
     assert outcome.code == 0, outcome.err
     assert shown in outcome.out
+
+
+def test_what_a_window_asks_for(command: Command, api: PretendedApi) -> None:
+    """Moments with an offset as they are; lengths and ends as seconds."""
+    words = "maintenance add --from 2036-12-01T22:00:00+01:00 --until 2036-12-01T23:30:00Z --because switches"
+    assert command(*words.split()).code == 0
+    every_day = "maintenance add --day daily --at 02:00 --for 90m --because backups"
+    assert command(*every_day.split()).code == 0
+    assert api.said_to("POST", "/v1/maintenance") == [
+        {"because": "switches", "seconds": 9000.0, "start": 2111778000.0},
+        {"because": "backups", "day": "daily", "at": "02:00", "seconds": 5400.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--because x",
+        "--for 1h",
+        "--for 1h --until 2036-12-01T22:00:00Z --because x",
+        "--until yesterday --because x",
+        "--until 2000-01-01T00:00:00Z --because x",
+        "--day sunday --for 1h --because x",
+        "--day sunday --at 02:00 --because x",
+        "--day sunday --at 02:00 --for 1h --from 2036-12-01T22:00:00Z --because x",
+    ],
+)
+def test_a_window_without_an_end_or_a_reason_is_a_wrong_command_line(command: Command, words: str) -> None:
+    """Nothing is asked of the monitor."""
+    assert command("maintenance", "add", *words.split()).code == 2
 
 
 @pytest.mark.parametrize("words", ["alert ack shop/db/0", "silence add --deployment shop --for 2h", "alert test"])

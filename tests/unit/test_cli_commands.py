@@ -9,7 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.cli import Command, PretendedApi, container, deployment, instance, operation, status
+from tests.support.cli import (
+    Command,
+    PretendedApi,
+    container,
+    deployment,
+    instance,
+    monitor,
+    operation,
+    spare,
+    status,
+)
 
 PLAN = {
     "deployment": "shop",
@@ -27,7 +37,13 @@ EMPTY_PLAN = {**PLAN, "empty": True, "changes": [], "summary": "2 unchanged", "u
 
 @pytest.fixture
 def api() -> PretendedApi:
-    return PretendedApi({("GET", "/v1/status"): status(), ("GET", "/v1/events"): {"events": []}})
+    return PretendedApi(
+        {
+            ("GET", "/v1/status"): status(),
+            ("GET", "/v1/events"): {"events": []},
+            ("GET", "/v1/monitors"): {**status()["monitor"], "monitors": [monitor("hm", this=True, doing="leads")]},
+        }
+    )
 
 
 @pytest.fixture
@@ -55,6 +71,26 @@ def test_status_names_every_instance_with_its_state(command: Command) -> None:
     assert "shop  revision 3, 2 of 2 instances as they should be" in outcome.out
     assert "shop/db/0   running  alive    vm-db (gen 1)   1/1" in outcome.out
     assert "\x1b" not in outcome.out
+
+
+def test_the_monitors_are_listed_with_what_each_does(command: Command, api: PretendedApi) -> None:
+    """One line each, the reason beside one that would not lead, and who leads since when and why."""
+    api.answers["GET", "/v1/monitors"] = {
+        **status()["monitor"],
+        "monitors": [
+            monitor("hm", this=True, doing="leads"),
+            monitor("hm-b", doing="warming up", state="just started"),
+            monitor("hm-c", doing="silent", silent_seconds=75.0),
+        ],
+    }
+    lines = command("monitor", "list").out.splitlines()
+    assert lines[0].lower().split()[:2] == ["monitor", "doing"]
+    assert [line.split()[0] for line in lines[1:4]] == ["hm", "hm-b", "hm-c"]
+    assert "this one" in lines[1]
+    assert "just started" in lines[2]
+    assert "1 min 15 s ago" in lines[3]
+    assert lines[-1].startswith("hm leads since")
+    assert lines[-1].endswith(": there was no lease")
 
 
 def test_what_is_held_back_is_said_with_the_way_out(command: Command, api: PretendedApi) -> None:
@@ -85,6 +121,20 @@ def test_what_is_held_back_is_said_with_the_way_out(command: Command, api: Prete
     [
         ({"monitor": {**status()["monitor"], "bus_connected": False}}, "lost the bus"),
         ({"monitor": {**status()["monitor"], "leader": False, "leader_id": "hm2"}}, "hm2 leads and acts"),
+        (
+            {"monitor": {**status()["monitor"], "leader_why": "hm-b led and fell silent"}},
+            ": hm-b led and fell silent",
+        ),
+        ({"monitor": {**status()["monitor"], "leader_id": ""}}, "No monitor leads"),
+        ({"monitors": [monitor("hm", this=True), monitor("hm-b")]}, "Beside this monitor: hm-b warm"),
+        (
+            {"monitors": [monitor("hm", this=True), monitor("hm-b", doing="silent", silent_seconds=90.0)]},
+            "hm-b silent for 1 min 30 s",
+        ),
+        (
+            {"unreadable": ["record shop.db.0 in bucket operations"]},
+            "Unreadable: record shop.db.0 in bucket operations",
+        ),
         ({"monitor": {**status()["monitor"], "cannot_tell": "the bus came back"}}, "Cannot tell: the bus came back"),
         ({"switches": {**status()["switches"], "resurrection": False}}, "`resurgam resurrection on`"),
         ({"switches": {**status()["switches"], "configured": False}}, "resurrector.enabled"),
@@ -123,6 +173,11 @@ def test_programs_get_the_same_as_json(command: Command) -> None:
         (["pause", "--for", "30m"], "/v1/switches/pause", {"seconds": 1800.0, "because": ""}),
         (["pause"], "/v1/switches/pause", {"because": ""}),
         (["resume"], "/v1/switches/resume", {"because": ""}),
+        (
+            ["monitor", "step-down", "--for", "2m", "--because", "new kernel", "--yes"],
+            "/v1/monitors/step-down",
+            {"seconds": 120.0, "because": "new kernel"},
+        ),
         (["resurrection", "off"], "/v1/switches/resurrection", {"enabled": False, "because": ""}),
         (
             ["resurrection", "on", "--because", "done"],
@@ -155,6 +210,7 @@ def test_each_action_is_one_request(
         ["recreate", "db/0"],
         ["meltdown", "override"],
         ["fence", "confirm", "db/0", "--because", "x"],
+        ["monitor", "step-down"],
         ["delete", "shop"],
         ["deploy", "shop.yml"],
     ],
@@ -331,6 +387,20 @@ def test_strangers_are_listed(command: Command, api: PretendedApi) -> None:
     assert "old-1  alive    1 min 05 s  never heard" in command("status", "--strangers").out
 
 
+def test_spares_are_listed(command: Command, api: PretendedApi) -> None:
+    """What is booted in advance, how it is; the status says how many at a glance, and when one is not well."""
+    assert "no spare VMs" in command("spares").out
+    assert "spare VM" not in command("status").out
+    failing = spare(key="spare-2", state="making", vm_cid=None, images=[], error="quota")
+    api.answers["GET", "/v1/status"] = status(spares=[spare(), failing])
+    out = command("spares").out
+    assert "spare-1  ready   alive    vm-spare      local: demo, 1 CPU, 512 MiB" in out
+    assert "spare-2  making  alive    (being made)  local: demo, 1 CPU, 512 MiB" in out
+    assert "quota" in out
+    assert command("spares", "--output", "json").json[0]["key"] == "spare-1"
+    assert "1 spare VM ready, 1 making; not all is as it should be: `resurgam spares`" in command("status").out
+
+
 def test_logs_need_no_container_name_where_there_is_one(command: Command, api: PretendedApi) -> None:
     """With a single container its name may be left out."""
     api.answers["GET", "/v1/instances/shop/db/0"] = instance("shop/db/0")
@@ -338,3 +408,26 @@ def test_logs_need_no_container_name_where_there_is_one(command: Command, api: P
     assert command("logs", "db/0").out == "[a] line\n"
     api.answers["GET", "/v1/instances/shop/db/0"] = instance("shop/db/0", wanted_containers=["a", "b"])
     assert command("logs", "db/0").code == 2
+
+
+def test_a_snapshot_is_asked_for_listed_and_put_back(command: Command, api: PretendedApi) -> None:
+    """By instance and name; only a snapshot is restored, to the place of the disk that it was taken of."""
+    api.answers["POST", "/v1/disks/snapshots"] = {"text": "a snapshot is being taken", "next": ""}
+    taken = command("disks", "snapshot", "shop/db/0", "data", "--for", "30d", "--because", "upgrade")
+    assert (taken.code, "is being taken" in taken.out) == (0, True)
+    assert api.said_to("POST", "/v1/disks/snapshots") == [
+        {"instance": "shop/db/0", "disk": "data", "seconds": 30 * 86400.0, "because": "upgrade"}
+    ]
+    disk = {
+        "cid": "d-7", "instance": "shop/db/0", "disk": "data", "role": "snapshot", "size_mib": 10, "percent": None,
+        "inode_percent": None, "holders": [], "made_at": 1.0, "orphaned_at": 1.0, "kept_until": 9e12, "why": "of d-1",
+    }  # fmt: skip
+    api.answers["GET", "/v1/disks"] = {"disks": [disk, {**disk, "cid": "d-1", "role": "in use"}]}
+    listed = command("disks", "list", "--orphans").out
+    assert ("d-7" in listed, "snapshot" in listed, "in use" in listed) == (True, True, False)
+    api.answers["POST", "/v1/disks/d-7/attach"] = {"text": "d-7 takes the place", "next": ""}
+    assert command("disks", "restore", "d-7", "--yes").code == 0
+    assert api.said_to("POST", "/v1/disks/d-7/attach") == [{"instance": "shop/db/0", "disk": "data", "because": ""}]
+    refused = command("disks", "restore", "d-1", "--yes")
+    assert refused.code != 0
+    assert not api.said_to("POST", "/v1/disks/d-1/attach")

@@ -28,7 +28,7 @@ from healthmonitor.core.configuration import (
 )
 from healthmonitor.core.configuration_keys import PRESETS, SECTIONS, Kind
 from healthmonitor.core.located_yaml import ManifestErrors
-from healthmonitor.core.maintenance import OnceWindow, WeeklyWindow, open_window
+from healthmonitor.core.maintenance import OnceWindow, WeeklyWindow, describe_window, ends_at, open_window
 from healthmonitor.core.policy import Policy
 from protocol.ids import CloudName
 from tests.support.configuration_tables import preset_rows, section_rows
@@ -85,7 +85,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("meltdown:\n  minimum_count: 20", 2, "maximum_count must be at least minimum_count"),
     ("meltdown:\n  share: lots", 2, "is not a share"),
     ("incidents:\n  after: soon", 2, "is not a duration"),
-    ("leadership:\n  ttl: 2s", 2, "at least 3 x renew"),
+    ("leadership:\n  ttl: 1s", 2, "at least 3 x renew"),
     ("events:\n  keep: 5", 2, "expected 100 to"),
     ("events:\n  keep_size: 64", 2, "64 has no unit"),
     ("clouds:\n  local: {dir: /x}", 2, "provider is missing"),
@@ -97,6 +97,14 @@ WRONG: list[tuple[str, int, str]] = [
     ("http:\n  reader_token_file: t", 2, "needs token_file beside it"),
     ("http:\n  reader_token: t", 2, "write reader_token_file"),
     ("channels:\n  - {name: a, type: log}\n  - {name: a, type: log}", 3, "names are unique"),
+    ("http: {public_url: monitor.example.org}", 1, "is no address"),
+    ("http: {public_url: 'https://monitor.example.org/?a=b'}", 1, "expected scheme, host"),
+    ("http: {public_url: 'https://user@monitor.example.org'}", 1, "expected scheme, host"),
+    ("http: {token_file: t, public_url: 'http://monitor.example.org'}", 1, "in the clear"),
+    ("http: {public_url: 'https://monitor.example.org'}", 1, "needs token_file"),
+    ("channels:\n  - {name: a, type: log, delivery: {per_minute: 0}}", 2, "out of range"),
+    ("channels:\n  - {name: a, type: log, delivery: {repeat: 1h}}", 2, "stands in the section alerts only"),
+    ("channels:\n  - {name: a, type: log, delivery: {retry_first: 10m}}", 2, "retry_longest must be at least"),
     ("maintenance:\n  - {start: tomorrow, end: later}", 2, "is no moment"),
     ("maintenance:\n  - {start: '2026-12-01T22:00:00', end: '2026-12-02T22:00:00Z'}", 2, "with its offset"),
     ("maintenance:\n  - {start: '2026-12-03T22:00:00Z', end: '2026-12-02T22:00:00Z'}", 2, "not after start"),
@@ -249,15 +257,34 @@ def test_every_key_sets_its_field(section: Any) -> None:
 
 NOT_SETTABLE = {
     "alerts": {"outbox_max_bytes"},
-    "liveness": {"offset_window_seconds", "asks_max_in_flight", "observes_max_in_flight"},
+    "liveness": {
+        "bosh_lease_seconds",
+        "bosh_suspect_after_seconds",
+        "offset_window_seconds",
+        "asks_max_in_flight",
+        "asks_per_second",
+        "observes_max_in_flight",
+    },
     "resurrection": {
         "boot_look_seconds",
+        "copy_seconds",
+        "progress_seconds",
         "cloud_calls_max",
         "journal_refresh_seconds",
         "timings_max",
         "stray_sweep_apart_seconds",
         "stray_retry_longest_seconds",
     },
+    "disks": {"look_seconds", "sample_seconds", "grow_apart_seconds", "snapshot_tries_seconds"},
+    "leadership": {
+        "presence_seconds",
+        "present_seconds",
+        "forgotten_seconds",
+        "monitors_max",
+        "move_after_seconds",
+        "aside_longest_seconds",
+    },
+    "spares": {"per_size", "pools_max", "making_max", "look_seconds", "images_seconds", "images_max"},
 }
 """Limits of the inside, which no site needs to change."""
 
@@ -290,7 +317,9 @@ def test_every_key_is_documented() -> None:
     known |= {f"bus.{key}" for key in configuration_module.BUS_KEYS}
     known |= {f"http.{key}" for key in configuration_module.HTTP_KEYS}
     known |= {f"agents.{key}" for key in ("bus_urls", "user", "password_file", "ca_file")}
-    known |= {"preset", "monitor", "state_dir", "log_level", "clouds", "channels", "zone", "routes", "maintenance"}
+    known |= {f"registries.{key}" for key in configuration_module.REGISTRIES_KEYS}
+    known |= {"preset", "monitor", "state_dir", "log_level", "clouds", "spares", "channels", "zone", "routes"}
+    known |= {"maintenance"}
     assert set(rows) == known
 
 
@@ -336,6 +365,18 @@ def test_a_reload_names_what_needs_a_restart(change: dict[str, Any], names: tupl
 def test_maintenance_windows_open_and_close(now: int, is_open: bool) -> None:
     """Once, and weekly over midnight and the end of the week."""
     assert (open_window(parse_configuration(FULL, "c.yml").maintenance, now) is not None) is is_open
+
+
+def test_maintenance_windows_in_words_and_when_they_end() -> None:
+    """As people are shown them: of a weekly one, the end of the one that is open or opens next."""
+    once, weekly = OnceWindow(1796162400, 1796166000), WeeklyWindow(6, 23 * 3600, 7200.0)
+    daily = WeeklyWindow(None, 9000, 1800.0)
+    assert describe_window(once) == "2026-12-01 22:00 to 2026-12-01 23:00 UTC"
+    assert describe_window(weekly) == "sunday 23:00 for 2h (UTC)"
+    assert describe_window(daily) == "daily 02:30 for 30m (UTC)"
+    assert ends_at(once, 0.0) == 1796166000
+    sunday = 1796598000.0
+    assert [ends_at(weekly, sunday + since) - sunday for since in (-60, 0, 7199, 7200)] == [7200, 7200, 7200, 612000]
 
 
 def write_secrets(directory: Path, mode: int = 0o600) -> None:

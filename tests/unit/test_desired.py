@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core import desired
-from agent.core.desired import Held, Refused, accept, belongs, effective
+from agent.core.desired import Held, Place, Refused, accept, become, belongs, effective
 from protocol.ids import ContainerName, DiskCid, DiskName, Generation, InstanceId, Revision
 from protocol.spec import ContainerSpec, Dependency, DiskSpec, InstanceSpec, Wanted
 from tests.support.agent import GENERATION, INSTANCE, make_spec
@@ -158,3 +158,30 @@ def test_the_revision_never_falls(steps: list[tuple[int, bool]]) -> None:
         if stops and held.spec is not None:
             held = desired.stop(held, ())
         assert (held.spec.revision if held.spec is not None else 0) == highest
+
+
+MINE = Place(INSTANCE, Generation(7), "shop-db-0")
+
+
+def test_a_spare_becomes_what_it_is_told_once() -> None:
+    """Told again it is the same; the host name may come later."""
+    assert become(None, None, MINE) == MINE
+    assert become(None, MINE, MINE) == MINE
+    assert become(None, Place(INSTANCE, Generation(7)), MINE) == MINE
+
+
+@pytest.mark.parametrize(
+    ("settled", "present", "wanted", "message"),
+    [
+        (InstanceId("shop/db/1"), None, MINE, "made for shop/db/1; it is no spare"),
+        (INSTANCE, None, MINE, "it is no spare"),
+        (None, MINE, replace(MINE, instance=InstanceId("shop/db/1")), "is shop/db/0, generation 7, already"),
+        (None, MINE, replace(MINE, generation=Generation(8)), "is shop/db/0, generation 7, already"),
+        (None, None, replace(MINE, generation=Generation(0)), "generation 0"),
+        (None, None, replace(MINE, instance=InstanceId("../etc")), "no instance's id"),
+    ],
+)
+def test_no_vm_is_two_instances(settled: InstanceId | None, present: Place | None, wanted: Place, message: str) -> None:
+    """One that was made for an instance, or has become one, is refused to any other, and to another generation."""
+    with pytest.raises(Refused, match=message):
+        become(settled, present, wanted)

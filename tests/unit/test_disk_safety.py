@@ -18,6 +18,7 @@ from agent.core.disk_safety import (
     Verdict,
     decide,
     decide_check,
+    decide_copy_target,
     decide_marker,
     disk_fault,
 )
@@ -119,20 +120,54 @@ def test_nothing_but_a_blank_device_is_ever_formatted(probe: Probe, filesystem: 
         assert probe.size_bytes
 
 
+def mark(instance: str = "shop/db/0", disk: str = "data", **changes: object) -> Marker:
+    return Marker(InstanceId(instance), DiskName(disk), **changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    ("marker", "reason"),
+    ("marker", "said", "reason"),
     [
-        (None, None),
-        (Marker(InstanceId("shop/db/0"), DiskName("data")), None),
-        (Marker(InstanceId("shop/db/0"), DiskName("data"), "another-cid-after-a-copy"), None),
-        (Marker(InstanceId("shop/db/1"), DiskName("data")), Reason.OTHER_INSTANCE),
-        (Marker(InstanceId("shop/db/0"), DiskName("logs")), Reason.OTHER_DISK),
+        (None, {}, None),
+        (mark(), {}, None),
+        (mark(cid="another-cid-after-a-copy"), {}, None),
+        (mark("shop/db/1"), {}, Reason.OTHER_INSTANCE),
+        (mark(disk="logs"), {}, Reason.OTHER_DISK),
+        (mark("shop/db/1"), {"taken_from": "shop/db/1/data"}, None),
+        (mark(disk="logs"), {"taken_from": "shop/db/0/logs"}, None),
+        (mark("shop/db/1"), {"taken_from": "shop/db/1/logs"}, Reason.OTHER_INSTANCE),
+        (mark(copy_of="d-1"), {}, Reason.COPY),
+        (mark(copy_of="d-1"), {"replaces": "d-1"}, Reason.COPY),
+        (mark(copy_of="d-1", finished=True), {}, Reason.COPY),
+        (mark(copy_of="d-1", finished=True), {"replaces": "d-2"}, Reason.COPY),
+        (mark(copy_of="d-1", finished=True), {"replaces": "d-1"}, None),
+        (mark("shop/db/1", copy_of="d-1", finished=True), {"replaces": "d-1"}, Reason.OTHER_INSTANCE),
     ],
 )
-def test_a_mark_binds_a_disk_to_its_place(marker: Marker | None, reason: Reason | None) -> None:
-    """Without a mark it is new; with one it is ours or it is not used."""
-    decision = decide_marker(marker, InstanceId("shop/db/0"), DiskName("data"))
+def test_a_mark_binds_a_disk_to_its_place(marker: Marker | None, said: dict[str, str], reason: Reason | None) -> None:
+    """Without a mark it is new; with one it is ours or it is not used. A copy is used when it is finished, in the place
+    of the very disk that it was made from; another's disk when a person gave that very one to this place."""
+    disk = DiskSpec(DiskName("data"), DiskCid("d-9"), **said)  # type: ignore[arg-type]
+    decision = decide_marker(marker, InstanceId("shop/db/0"), disk)
     assert (decision and decision.reason) == reason
+
+
+@pytest.mark.parametrize(
+    ("marker", "empty", "fragment"),
+    [
+        (None, True, ""),
+        (None, False, "holds files"),
+        (mark(copy_of="d-1"), False, ""),
+        (mark(copy_of="d-1", finished=True), False, ""),
+        (mark(copy_of="d-2"), False, "a copy of d-2"),
+        (mark(), False, "disk data of shop/db/0"),
+        (mark("shop/db/1", copy_of="d-1"), False, "a copy of d-1"),
+    ],
+)
+def test_only_a_disk_that_was_made_for_it_is_copied_to(marker: Marker | None, empty: bool, fragment: str) -> None:
+    """Blank, or begun before from the same disk for the same place; everything else may be somebody's data."""
+    refusal = decide_copy_target(marker, empty, InstanceId("shop/db/0"), DiskName("data"), "d-1")
+    assert bool(refusal) == bool(fragment)
+    assert fragment in refusal
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from healthmonitor.core.agent_state import AgentView
 from healthmonitor.core.evaluation import Expectations, evaluate, evaluate_monitor, evaluate_strangers
-from healthmonitor.core.fleet import AgentView
+from healthmonitor.core.health import lacking
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.liveness import Hearing
-from healthmonitor.core.manifest import InstanceGroup, UpdatePolicy, VmSize
+from healthmonitor.core.manifest import DiskGrowth, DiskRequirement, InstanceGroup, UpdatePolicy, VmSize
 from healthmonitor.core.policy import Policy
 from healthmonitor.core.records import (
     DiskBinding,
@@ -62,7 +63,8 @@ RECORD = InstanceRecord(
     disks=(DiskBinding(DiskName("data"), "shop-db-0-data", 1024, DiskCid("disk-0")),),
 )
 GOOD = ContainerGlance("redis", ContainerState.RUNNING, spec_hash=spec_hash(REDIS))
-MOUNTED = DiskGlance("data", "disk-0", DiskState.MOUNTED)
+MOUNTED = DiskGlance("data", DiskState.MOUNTED)
+LEASES = (POLICY.liveness.lease_seconds, POLICY.liveness.suspect_after_seconds)
 HEARD = ExtensionGlance(
     generation=1,
     revision=1,
@@ -80,7 +82,7 @@ def extension(**changes: object) -> ExtensionGlance:
 
 
 def view(said: ExtensionGlance | None = HEARD, verdict: Verdict = Verdict.ALIVE, quiet: float = 0.0) -> AgentView:
-    return AgentView(AgentId("agent-0"), verdict, "evidence", Glance(resurgam=said), 0.0, quiet, 1000.0)
+    return AgentView(AgentId("agent-0"), verdict, "evidence", Glance(resurgam=said), 0.0, quiet, 1000.0, *LEASES)
 
 
 def container(state: ContainerState, reason: Reason = Reason.NONE, **more: object) -> ExtensionGlance:
@@ -88,7 +90,7 @@ def container(state: ContainerState, reason: Reason = Reason.NONE, **more: objec
 
 
 def disk(state: DiskState) -> ExtensionGlance:
-    return extension(disks=(DiskGlance("data", "disk-0", state),))
+    return extension(disks=(DiskGlance("data", state),))
 
 
 def kinds(record: InstanceRecord, operation: Operation | None, seen: AgentView | None) -> list[str]:
@@ -137,6 +139,18 @@ def test_what_an_agent_says_against_what_is_expected(said: ExtensionGlance, expe
 
 
 @pytest.mark.parametrize(
+    "stopped", [replace(RECORD, wanted=Wanted.STOPPED), replace(RECORD, stopped_containers=(ContainerName("redis"),))]
+)
+def test_what_is_stopped_by_a_persons_word_may_be_of_an_older_specification(stopped: InstanceRecord) -> None:
+    """It is made anew when it is started. A deployment over a stopped instance used to wait for that for ever
+    (simulation: words, seed 308)."""
+    still = extension(containers=(ContainerGlance("redis", ContainerState.STOPPED, spec_hash="0" * 16),))
+    assert kinds(stopped, None, view(still)) == []
+    assert lacking(stopped, Glance(resurgam=still)) == []
+    assert lacking(RECORD, Glance(resurgam=still)) == ["redis is stopped"]
+
+
+@pytest.mark.parametrize(
     ("reason", "words"),
     [
         (Reason.EXITED, "its process ended"),
@@ -163,6 +177,45 @@ def test_a_crash_loop_is_known_at_once_and_a_restart_is_given_its_time() -> None
     assert after[ContainerState.CRASH_LOOP] == POLICY.incidents.after_seconds
     assert after[ContainerState.BACKING_OFF] == POLICY.incidents.container_after_seconds
     assert after[ContainerState.PULLING] == POLICY.resurrection.healthy_seconds
+
+
+def test_containers_that_are_stopped_for_a_disk_are_no_incident() -> None:
+    """While disks are changed their containers stand still and they are not mounted; that it does not go on is said."""
+    seen = view(extension(containers=(ContainerGlance("redis", ContainerState.STOPPED),), disks=()))
+    assert kinds(RECORD, operation(OperationKind.CHANGE_DISKS, Step.REWORK), seen) == []
+    retrying = operation(OperationKind.CHANGE_DISKS, Step.REWORK, Hold.RETRYING)
+    assert kinds(RECORD, retrying, seen) == ["operation_retrying"]
+
+
+@pytest.mark.parametrize(
+    ("percent", "inode_percent", "errors", "full_in", "expected"),
+    [
+        (50.0, 50.0, 0, None, []),
+        (90.0, 50.0, 0, None, ["disk_filling"]),
+        (50.0, 50.0, 0, 3600.0, ["disk_filling"]),
+        (99.0, 95.0, 2, None, ["disk_errors", "disk_full", "disk_inodes"]),
+    ],
+)
+def test_a_disk_that_is_mounted_and_not_well(
+    percent: float, inode_percent: float, errors: int, full_in: float | None, expected: list[str]
+) -> None:
+    """Everything else is as it should be, and was the last time too: the short way does not pass it over."""
+    report = DiskGlance("data", DiskState.MOUNTED, percent, inode_percent, errors)
+    seen, expectations = view(extension(disks=(report,))), Expectations()
+    for _ in range(2):
+        found = evaluate(RECORD, None, seen, expectations, POLICY, lambda disk: full_in)
+        assert [each.kind for each in found] == expected
+
+
+@pytest.mark.parametrize(("up_to_mib", "expected"), [(RECORD.disks[0].size_mib, ["disk_growth_limit"]), (10**6, [])])
+def test_a_disk_that_may_not_grow_any_further(up_to_mib: int, expected: list[str]) -> None:
+    """It grows by itself, is filling again, and has all that it may have; the short way does not pass it over."""
+    wanted = DiskRequirement(DiskName("data"), 512, grow=DiskGrowth(0.8, 0.25, up_to_mib))
+    record = replace(RECORD, group=replace(RECORD.group, disks=(wanted,)))
+    seen, expectations = view(extension(disks=(DiskGlance("data", DiskState.MOUNTED, 82.0, 1.0, 0),))), Expectations()
+    for _ in range(2):
+        found = evaluate(record, None, seen, expectations, POLICY)
+        assert [each.kind for each in found] == expected
 
 
 @pytest.mark.parametrize(
@@ -262,15 +315,22 @@ def test_what_a_person_said_counts(record: InstanceRecord, seen: AgentView | Non
 def test_strangers_are_reported_after_a_while_and_old_vms_as_what_they_are() -> None:
     """An unknown agent is reported once it keeps sending; one that claims an instance of ours is an alarm."""
     bosh = AgentView(
-        AgentId("a"), Verdict.ALIVE, "", Glance(deployment="cf", job="nats", job_state="failing"), 0, 0, 61
+        AgentId("a"), Verdict.ALIVE, "", Glance(deployment="cf", job="nats", job_state="failing"), 0, 0, 61, *LEASES
     )
-    fresh = AgentView(AgentId("b"), Verdict.ALIVE, "", Glance(), 0, 0, 5)
-    old = AgentView(AgentId("c"), Verdict.ALIVE, "", Glance(resurgam=HEARD), 0, 0, 5)
+    fresh = AgentView(AgentId("b"), Verdict.ALIVE, "", Glance(), 0, 0, 5, *LEASES)
+    old = AgentView(AgentId("c"), Verdict.ALIVE, "", Glance(resurgam=HEARD), 0, 0, 5, *LEASES, claims="shop/db/0")
     # Replaced, fenced and deleted: its last word is older than a lease, so it does not speak.
-    gone = AgentView(AgentId("d"), Verdict.ALIVE, "", Glance(resurgam=HEARD), 20, POLICY.liveness.lease_seconds, 54)
+    gone = replace(old, agent=AgentId("d"), heartbeats_missing_seconds=POLICY.liveness.lease_seconds, known_seconds=54)
     found = {(each.kind, each.subject): each for each in evaluate_strangers([bosh, fresh, old, gone], POLICY)}
     assert set(found) == {("agent_stranger", "a"), ("job_failing", "a"), ("agent_duplicate", "c")}
     assert found["agent_duplicate", "c"].severity is Severity.ALERT
+
+
+def test_a_bosh_agent_that_nobody_expects_speaks_for_as_long_as_its_own_cadence() -> None:
+    """It beats every 30 s: 20 s after its last heartbeat it has not fallen silent, 50 s after it has."""
+    bosh = AgentView(AgentId("a"), Verdict.ALIVE, "", Glance(deployment="cf", job="nats"), 20, 20, 61, 60.0, 45.0)
+    gone = replace(bosh, heartbeats_missing_seconds=50)
+    assert [each.kind for each in evaluate_strangers([bosh, gone], POLICY)] == ["agent_stranger"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from healthmonitor.clouds.cloud import Power, VmObservation
-from healthmonitor.core.fleet import Fleet, FleetDecision
+from healthmonitor.core import fleet as fleet_module
+from healthmonitor.core.fleet import LATE_ASKS_MAX, Fleet, FleetDecision
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.policy import LivenessPolicy
 from protocol import heartbeat as wire
@@ -277,6 +278,62 @@ def test_mass_silence_cannot_be_told_from_a_cut_network() -> None:
     assert site.verdict(19) is Verdict.ALIVE
 
 
+def test_a_mass_that_falls_silent_and_comes_back_is_judged_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few are judged in one decision: none of the mass is ever missing, not even those that were concluded just
+    before it was known to be one; all are alive again once they are heard."""
+    monkeypatch.setattr(fleet_module, "JUDGED_MAX", 7)
+    site = Site(60)
+    site.run(60)
+    site.kill(*site.agents[:4])
+    site.run(12)
+    site.kill(*site.agents[4:])
+    seen: set[int] = set()
+    for _ in range(240):
+        decision = site.run(0.25)
+        seen.add(len(decision.judgement.missing))
+    assert max(seen) == 4
+    assert not site.fleet.decide(site.now).judgement.missing
+    assert "went silent at once" in site.fleet.decide(site.now).judgement.cannot_tell
+    assert site.fleet.verdicts()[Verdict.CANNOT_TELL] == 60
+    site.silent.clear()
+    site.deaf_to_questions.clear()
+    site.run(POLICY.heartbeat_interval_seconds + 3.0)
+    assert site.fleet.verdicts()[Verdict.ALIVE] == 60
+    assert not site.fleet._inquiries
+    assert not site.fleet._standing.silent_count
+
+
+def test_many_silent_ones_cost_what_is_learned_of_them() -> None:
+    """A decision in which nothing was learned and nobody's time has come looks at nobody, however many are silent."""
+    site = Site(300)
+    site.run(60)
+    site.kill(*site.agents[:100])
+    site.run(60)
+    judged: list[AgentId] = []
+    judge_one = site.fleet._judge
+    site.fleet._judge = lambda agent, *rest: (judged.append(agent), judge_one(agent, *rest))[1]  # type: ignore[method-assign, func-returns-value]
+    site.fleet.decide(site.now)
+    judged.clear()
+    site.fleet.decide(site.now)
+    assert judged == []
+    assert len(site.fleet._inquiries) == 100
+
+
+def test_late_ones_beyond_the_limit_are_asked_in_the_next_decisions() -> None:
+    """When everybody looks late the monitor itself is behind: they are asked a few at a time, and none is left out."""
+    site = Site(2 * LATE_ASKS_MAX + 1)
+    site.run(60)
+    for agent in site.agents:
+        site.fleet.hear(agent, payload(site.now - POLICY.late_seconds - 1.0), site.now + 0.1)
+    site.now += 0.2
+    asked: list[AgentId] = []
+    for expected in (LATE_ASKS_MAX, LATE_ASKS_MAX, 1, 0):
+        asks = site.fleet.decide(site.now).asks
+        assert len(asks) == expected
+        asked.extend(asks)
+    assert sorted(asked) == sorted(site.agents)
+
+
 def test_fewer_than_the_mass_are_missing() -> None:
     """Below the share, silence is believed."""
     site = Site(30)
@@ -285,6 +342,61 @@ def test_fewer_than_the_mass_are_missing() -> None:
     decision = site.run(30)
     assert not decision.judgement.cannot_tell
     assert len(decision.judgement.missing) == 9
+
+
+BOSH_BEAT = b'{"deployment":"cf","job":"nats","index":0,"job_state":"running","vitals":{}}'
+
+
+def test_a_bosh_agent_is_judged_by_its_own_cadence(site: Site) -> None:
+    """It beats every 30 s whatever it is told: nobody asks in between, but after 45 s; it is missing after 60 s."""
+    agent = site.agents[0]
+    site.silent.add(agent)
+    site.fleet.hear(agent, BOSH_BEAT, site.now)
+    asked_before = site.fleet.counters.asked
+    for _ in range(4):
+        site.run(30)
+        site.fleet.hear(agent, BOSH_BEAT, site.now)
+        assert site.verdict(0) is Verdict.ALIVE
+    assert site.fleet.counters.asked == asked_before
+    site.deaf_to_questions.add(agent)
+    site.run(44)
+    assert site.verdict(0) is Verdict.ALIVE
+    site.run(2)
+    assert site.verdict(0) is Verdict.SUSPECT
+    site.run(13)
+    assert site.verdict(0) is Verdict.SUSPECT
+    site.run(3)
+    assert site.verdict(0) is Verdict.MISSING
+
+
+def test_an_agent_that_speaks_our_keys_has_our_lease_again(site: Site) -> None:
+    """What it says last decides: a VM that came back with our agent is not waited for a minute."""
+    agent = site.agents[0]
+    site.fleet.hear(agent, BOSH_BEAT, site.now)
+    site.run(20)
+    site.kill(agent)
+    site.run(POLICY.lease_seconds + 1)
+    assert site.verdict(0) is Verdict.MISSING
+
+
+def test_one_instance_is_bound_anew_as_all_are(site: Site) -> None:
+    """Binding what changed comes to the same as saying anew what is expected everywhere."""
+    other = Site(3)
+    other.run(10)
+    old, new = site.agents[0], AgentId("agent-new")
+    instance = site.bindings[old]
+    bindings = {**site.bindings, new: instance}
+    del bindings[old]
+    other.fleet.expect(bindings, other.now, booting={new})
+    site.fleet.bind(instance, new, site.now, booting=True)
+    for each in (site, other):
+        each.run(10)
+        assert each.fleet.instance_of(new) == instance
+        assert each.fleet.verdict(new) is Verdict.UNHEARD
+        assert [view.agent for view in each.fleet.strangers(each.now)] == [old]
+    site.fleet.bind(instance, None, site.now)
+    assert site.fleet.instance_of(new) is None
+    assert sum(site.fleet.verdicts().values()) == 2
 
 
 def test_a_late_heartbeat_makes_the_monitor_ask(site: Site) -> None:

@@ -32,8 +32,8 @@ HELD = [
     ),
     ("window", replace(FREE, maintenance="sunday"), Hold.MAINTENANCE, "sunday"),
     ("doubt", replace(FREE, cannot_tell="the bus was lost 2 s ago"), Hold.CANNOT_TELL, "the bus was lost"),
-    ("fleet", replace(FREE, meltdowns={"fleet": "11 of 20"}), Hold.MELTDOWN, "meltdown of fleet: 11 of 20"),
-    ("deployment", replace(FREE, meltdowns={"shop": "2 of 3"}), Hold.MELTDOWN, "meltdown of shop: 2 of 3"),
+    ("fleet", replace(FREE, meltdowns={"fleet": "11 of 20"}), Hold.MELTDOWN, "meltdown of fleet: too many"),
+    ("deployment", replace(FREE, meltdowns={"shop": "2 of 3"}), Hold.MELTDOWN, "meltdown of shop: too many"),
     (
         "budget",
         replace(FREE, rebuilt_at=(NOW - 3000, NOW - 20, NOW - 10)),

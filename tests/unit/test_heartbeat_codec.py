@@ -131,7 +131,7 @@ def test_job_state_is_one_of_boshs_five_words(given_facts: Facts, state: str) ->
         (b'{"index":"zero"}', "index"),
         (b'{"job_state":5}', "job_state"),
         (b'{"resurgam":{"sequence":"1"}}', "sequence"),
-        (b'{"resurgam":{"containers":[{"name":"a","state":"dancing"}]}}', "dancing"),
+        (b'{"resurgam":{"containers":[{"name":"a","state":5}]}}', "state"),
         (b"\xff\xfe", "."),
         (b"[" * 100_000, "."),
         (b" " * (heartbeat.HEARTBEAT_MAX_BYTES + 1), "more than"),

@@ -152,7 +152,7 @@ def test_the_verdict(
 ) -> None:
     """The verdict follows from silence, an unanswered question, the cloud's word and the monitor's own hearing."""
     life = Life()
-    hear(life, Glance(), T, POLICY)
+    hear(life, beat(5.0), T, POLICY)
     inquiry = Inquiry(Cause.SILENT, T + 8)
     if asked_in_vain_at is not None:
         inquiry.unanswered_at = asked_in_vain_at

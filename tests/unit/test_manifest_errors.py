@@ -35,6 +35,10 @@ def group(body: str) -> str:
     return "name: shop\nstemcell: s\ncloud: local\ninstance_groups:\n  - name: db\n" + lines
 
 
+def with_growth(grow: str) -> str:
+    return with_container(f"persistent_disks: {{data: {{size: 1GiB, grow: {{{grow}}}}}}}")
+
+
 def with_container(body: str) -> str:
     return group(body + "\ncontainers: {cc: {image: a}}")
 
@@ -96,11 +100,26 @@ MANIFESTS: list[tuple[str, int, str]] = [
     (with_container("vm_type: small"), 6, "write vm: {cpus"),
     (with_container("persistent_disk: 65536"), 6, "write persistent_disks"),
     (with_container("persistent_disks: {data: 10}"), 6, "10 has no unit"),
+    (with_container("persistent_disks: {data: 0GiB}"), 6, "0GiB is out of range; expected 16MiB"),
+    (with_container("persistent_disks: {data: 0}"), 6, "0 has no unit"),
+    (with_container("persistent_disks: {data: -1GiB}"), 6, "'-1GiB' is not a size"),
     (with_container("persistent_disks: {data: {filesystem: ext4}}"), 6, "size is missing"),
     (with_container("persistent_disks: {data: {size: 1GiB, filesystem: ntfs}}"), 6, "one of ext4, xfs"),
     (with_container("persistent_disks: {Data: 1GiB}"), 6, "no disk's name"),
     (with_container("persistent_disks: {data: 1GiB, data: 2GiB}"), 6, "second time"),
     (with_container("persistent_disks: {data: {size: 1GiB, mount_options: [ro]}}"), 6, "mount option 'ro'"),
+    (with_container("persistent_disks: {data: {size: 1GiB, grow: {at: 85%, by: 25%}}}"), 6, "up_to is missing"),
+    (with_container("persistent_disks: {data: {size: 1GiB, grow: 25%}}"), 6, "such as {at: 85%, by: 25%, up_to: 100"),
+    (with_container("persistent_disks: {data: {size: 1GiB, snapshots: {every: 24h}}}"), 6, "keep is missing"),
+    (with_container("persistent_disks: {data: {size: 1GiB, snapshots: {every: 24, keep: 7}}}"), 6, "24 has no unit"),
+    (with_container("persistent_disks: {data: {size: 1GiB, snapshots: {every: 1s, keep: 7}}}"), 6, "out of range"),
+    (with_container("persistent_disks: {data: {size: 1GiB, snapshots: {every: 1h, keep: 0}}}"), 6, "1 to 100"),
+    (with_growth("at: 85%, by: 25%, up_to: 1GiB"), 6, "more than the disk's size, 1GiB"),
+    (with_growth("at: 10%, by: 25%, up_to: 2GiB"), 6, "at least 50%"),
+    (with_growth("at: 185%, by: 25%, up_to: 2GiB"), 6, "at most 100%"),
+    (with_growth("at: 85%, by: 0, up_to: 2GiB"), 6, "more than 0"),
+    (with_growth("at: 85%, by: 25%, up_to: 20"), 6, "20 has no unit"),
+    (with_growth("at: 85%, by: 25%, upto: 20GiB"), 6, "did you mean up_to"),
     (with_container("on_isolation: explode"), 6, "one of keep, stop"),
     (with_container("resurrection: maybe"), 6, "expected true or false"),
     (with_container("jobs: []"), 6, "write containers"),
@@ -132,7 +151,7 @@ MANIFESTS: list[tuple[str, int, str]] = [
     (container("image: a\nrestart: sometimes"), 10, 'one of "no", always'),
     (container("image: a\nrestart: on-failure:x"), 10, "expected such as on-failure:3"),
     (container("image: a\nrestart: always:3"), 10, 'one of "no", always'),
-    (container("image: a\npull_policy: often"), 10, "one of missing, always, never"),
+    (container("image: a\npull_policy: often"), 10, "one of missing, always, never, store"),
     (container("image: a\npull_policy: build"), 10, "build is not supported"),
     (container("image: a\non_oom: cry"), 10, "one of alert, restart, ignore"),
     # ports and networks
@@ -192,6 +211,7 @@ MANIFESTS: list[tuple[str, int, str]] = [
     (container("image: a\nmem_limit: 64m\nmemswap_limit: 32m"), 11, "at least mem_limit"),
     (container("image: a\nmem_reservation: 64m\nmem_limit: 32m"), 10, "at most mem_limit"),
     (container("image: a\ncpus: -1"), 10, "out of range"),
+    (container("image: a\nvolumes: [\"elsewhere:/x\"]"), 10, "'elsewhere' is no persistent disk of this group"),
     (container("image: a\ncpus: 1\ncpu_quota: 5000"), 11, "cannot be combined with cpus"),
     (container("image: a\ncpus: 1\ndeploy: {resources: {limits: {cpus: 2}}}"), 11, "leave one out"),
     (container("image: a\ndeploy: {replicas: 2}"), 10, "only in Swarm"),

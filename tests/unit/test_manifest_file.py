@@ -176,6 +176,8 @@ def test_every_key_is_documented() -> None:
         "size",
         "filesystem",
         "mount_options",
+        "grow",
+        "snapshots",
         "canaries",
         "max_in_flight",
         "canary_watch_time",

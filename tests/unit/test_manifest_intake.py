@@ -33,7 +33,7 @@ async def test_the_loop_turns_while_a_manifest_is_parsed() -> None:
     await asyncio.sleep(0)
     before = turns
     manifest = await intake.read(ManifestUpload(TEXT, "shop.yml"))
-    assert turns - before > 10
+    assert turns - before > 1  # how many there are is the machine's business: had it waited, there would be one at most
     assert len(manifest.groups[0].containers) == CONTAINERS
     with pytest.raises(ManifestErrors, match="there is no cloud"):
         await intake.read(ManifestUpload(TEXT.replace("cloud: local", "cloud: moon"), "shop.yml"))

@@ -112,3 +112,45 @@ def test_losses_of_before_a_restart_are_remembered() -> None:
 def test_switched_off_it_holds_nothing_back() -> None:
     """The policy can switch the protection off."""
     assert Meltdown(MeltdownPolicy(enabled=False)).decide(lost(0, 1, 2), {SHOP: 3}, False, 0.0) == {}
+
+
+def test_it_brews_while_suspects_would_make_it_one() -> None:
+    """One of three is lost and the two others are suspect: with them it would be a meltdown; it no longer brews once
+    it is one, once they live, or when a person has overridden it."""
+    meltdown, sizes = Meltdown(POLICY), {SHOP: 3}
+    assert not meltdown.brewing(list(lost(0, 1, 2)), sizes, False), "nothing is known to be lost yet"
+    assert meltdown.decide(lost(0), sizes, False, 0.0) == {}
+    assert meltdown.brewing(list(lost(1, 2)), sizes, False) == {"shop", FLEET}
+    assert meltdown.brewing(list(lost(0)), sizes, False) == frozenset(), "the same one twice is one"
+    assert not meltdown.brewing([], sizes, False)
+    assert not meltdown.brewing(list(lost(1, 2)), sizes, True)
+    assert set(meltdown.decide(lost(0, 1), sizes, False, 1.0)) == {"shop", FLEET}
+    assert not meltdown.brewing(list(lost(2)), sizes, False)
+
+
+def test_what_it_held_back_counts_when_it_ends() -> None:
+    """What is missing still is rebuilt only then: one more loss soon after is one of two within a short time."""
+    meltdown, sizes = Meltdown(POLICY), {SHOP: 4}
+    assert "shop" in meltdown.decide(lost(0, 1), sizes, False, 0.0)
+    meltdown.decide(lost(0), sizes, False, 10.0)
+    ended = 10.0 + POLICY.calm_seconds
+    assert meltdown.decide(lost(0), sizes, False, ended) == {}
+    assert meltdown.decide({}, sizes, False, ended + 20) == {}, "it was rebuilt"
+    assert "shop" in meltdown.decide(lost(2), sizes, False, ended + 90)
+
+
+def test_its_reason_tells_how_many_more_there_may_be() -> None:
+    """Whoever is called when the first are lost learns how many do not answer; they count for nothing else."""
+    meltdown, sizes = Meltdown(POLICY), {SHOP: 500, DeploymentName("blog"): 500}
+    assert meltdown.decide(lost(*range(10)), sizes, False, 0.0, list(lost(*range(10, 300)))) == {}
+    reasons = meltdown.decide(lost(*range(11)), sizes, False, 0.0, list(lost(*range(11, 300))))
+    assert set(reasons) == {"shop", FLEET}
+    assert reasons[FLEET].startswith("11 of 1000 VMs went missing")
+    assert "289 more are silent" in reasons[FLEET]
+
+
+def test_a_suspect_of_a_big_fleet_brews_nothing() -> None:
+    """One more of 500 is no storm: nobody waits for it."""
+    meltdown, sizes = Meltdown(POLICY), {SHOP: 500}
+    assert meltdown.decide(lost(0), sizes, False, 0.0) == {}
+    assert not meltdown.brewing(list(lost(1)), sizes, False)

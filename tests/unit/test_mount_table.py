@@ -47,3 +47,13 @@ def test_a_kernels_own_table_is_read() -> None:
         text = file.read()
     assert mounted_at(parse(text), "/") is not None
     assert len(parse(text)) == len(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only"),
+    [("rw,relatime", False), ("ro", True), ("rw,emergency_ro,errors=remount-ro", True), ("rw,shutdown", True)],
+)
+def test_read_only_in_the_words_of_old_and_new_kernels(options: str, read_only: bool) -> None:
+    """The file system's own options say that it takes no more writes, whatever the mount's flags say."""
+    (mounted,) = parse(f"36 35 254:16 / /data rw,noatime - ext4 /dev/vda {options}")
+    assert mounted.read_only is read_only

@@ -68,7 +68,11 @@ def test_removal_comes_before_building(kind: OperationKind) -> None:
 ILLEGAL: list[tuple[str, Operation, Outcome]] = [
     ("fence without proof", operation(OperationKind.RESURRECT, Step.FENCE), Done()),
     ("proof where nothing is proven", operation(OperationKind.RESURRECT, Step.GUARD), Done(proof="x")),
-    ("alive again when past the guard", operation(OperationKind.RESURRECT, Step.FENCE), AliveAgain("ping")),
+    (
+        "alive again when it is proven to be fenced",
+        replace(operation(OperationKind.RESURRECT, Step.FENCE), fence_proof="its process was reaped"),
+        AliveAgain("ping"),
+    ),
     ("alive again when fenced", operation(OperationKind.RESURRECT, Step.DELETE_VM), AliveAgain("ping")),
     ("unfenced at apply", operation(OperationKind.RESURRECT, Step.APPLY), Held(Hold.UNFENCED, "x")),
     ("meltdown at fence", operation(OperationKind.RESURRECT, Step.FENCE), Held(Hold.MELTDOWN, "x")),
@@ -107,18 +111,21 @@ def test_many_tries_do_not_overflow() -> None:
     assert rules.advance(subject, Failed("x"), 0.0, POLICY).next_try_at == POLICY.retry_longest_seconds
 
 
-@pytest.mark.parametrize("step", [Step.CONFIRM, Step.GUARD])
+@pytest.mark.parametrize("step", [Step.CONFIRM, Step.GUARD, Step.FENCE])
 def test_alive_again_ends_without_rebuilding(step: Step) -> None:
-    """A VM that answers when asked once more, at first or after it was held back, ends the operation, and says so."""
+    """A VM that answers when asked once more, at first or after it was held back, or that is heard before anybody tried
+    to fence it, ends the operation, and says so."""
     subject = rules.advance(operation(OperationKind.RESURRECT, step), AliveAgain("pong"), 101.0, POLICY)
     assert subject.step is Step.DONE
     assert "alive again: pong" in subject.timings[-1].note
 
 
-def test_an_unfenced_vm_that_came_back_is_spared() -> None:
-    """Held for want of a proof and heard again: the resurrection ends. One recreated on purpose is not spared."""
-    unfenced = operation(OperationKind.RESURRECT, Step.FENCE, hold=Hold.UNFENCED)
-    assert rules.advance(unfenced, AliveAgain("pong"), 101.0, POLICY).step is Step.DONE
+def test_a_vm_that_could_not_be_fenced_and_came_back_is_spared() -> None:
+    """Held for want of a proof, or refused by the cloud, and heard again: the resurrection ends. One recreated on
+    purpose is not spared."""
+    for hold in (Hold.UNFENCED, Hold.RETRYING):
+        tried = operation(OperationKind.RESURRECT, Step.FENCE, hold=hold, attempts=1)
+        assert rules.advance(tried, AliveAgain("pong"), 101.0, POLICY).step is Step.DONE
     on_purpose = operation(OperationKind.RECREATE, Step.FENCE, hold=Hold.UNFENCED)
     with pytest.raises(IllegalTransition):
         rules.advance(on_purpose, AliveAgain("pong"), 101.0, POLICY)

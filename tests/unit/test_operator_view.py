@@ -11,6 +11,7 @@ from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.manifest import InstanceGroup, UpdatePolicy, VmSize
 from healthmonitor.core.operator_view import Tone, describe, what_to_do
 from healthmonitor.core.records import Hold, InstanceRecord, Operation, OperationKind, Step, VmBinding
+from protocol import heartbeat as wire
 from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Extension, Heartbeat, Reason
 from protocol.ids import (
     AgentId,
@@ -109,6 +110,8 @@ def test_each_state_has_its_word(
     state = describe(record, verdict, beat, operation)
     assert (state.word, state.tone) == (word, tone)
     assert state.why or tone is Tone.GOOD
+    glance = None if beat is None else wire.glance(wire.encode(beat))
+    assert describe(record, verdict, glance, operation) == state, "what judging needs of a heartbeat says the same"
 
 
 def test_what_is_broken_is_named_with_the_command_to_look() -> None:

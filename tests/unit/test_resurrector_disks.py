@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from healthmonitor.clouds.cloud import DiskRequest
+from healthmonitor.core.disk_planning import DiskFacts
 from healthmonitor.core.keys import disk_key
 from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest
 from healthmonitor.core.planning import Plan, Verb, change_of, plan
-from healthmonitor.core.records import OperationKind, RolloutState
+from healthmonitor.core.records import OperationKind, OrphanCause, RolloutState
 from protocol.ids import DiskCid, DiskName
 from tests.simulation.cloud import Fault
 from tests.support.hands_world import SHOP, FakeVm, HandsWorld, deployment, group, in_world, place
@@ -104,16 +105,96 @@ def test_a_disk_may_grow_and_be_mounted_otherwise_at_once() -> None:
     in_world(play)
 
 
-def test_changed_properties_of_a_disk_begin_nothing() -> None:
-    """They count when a disk is made: the plan says unchanged, and no operation is begun for it."""
+CHANGED = {
+    "file system": DiskRequirement(DATA, 1024, filesystem="xfs"),
+    "properties": DiskRequirement(DATA, 1024, cloud_properties={"type": "fast"}),
+    "smaller": DiskRequirement(DATA, 512),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_disk_that_must_become_another_is_copied(what: str) -> None:
+    """The containers are stopped once, the data copied beside, the new disk takes the old one's place in the same VM,
+    and the old one is kept as an orphan that no plan gives back."""
 
     async def play(world: HandsWorld) -> None:
         await rolled_out(world, group())
-        asked = list(machine(world).asked)
-        fast = DiskRequirement(DATA, 1024, cloud_properties={"type": "fast"})
-        await rolled_out(world, replace(group(), disks=(fast,)), revision=2)
-        assert world.record(DB).group.disks == (fast,)
-        assert machine(world).asked == asked
+        vm, old = world.vm_of(DB), disk_of(world)
+        wanted = replace(group(), disks=(CHANGED[what],))
+        await rolled_out(world, wanted, revision=2)
+        (disk,) = world.record(DB).disks
+        assert disk.cid is not None
+        assert disk.cid != old
+        asked = CHANGED[what]
+        assert (disk.filesystem, disk.size_mib, disk.replaces) == (asked.filesystem, asked.size_mib, old)
+        assert dict(disk.cloud_properties or {}) == dict(CHANGED[what].cloud_properties)
+        assert world.cloud.disks[disk.cid].request.cloud_properties == CHANGED[what].cloud_properties
+        assert world.vm_of(DB) is vm
+        assert vm.attached == {disk.cid}
+        (orphan,) = world.parts.journal.orphans().values()
+        assert (orphan.cid, orphan.cause) == (old, OrphanCause.REPLACED)
+        assert world.contents[disk.cid] >= world.acknowledged[DATA] > 0
+        assert machine(world).asked.count("copy_disk") == 1
+        assert planned(world, wanted).empty
+
+    in_world(play)
+
+
+def test_the_place_of_a_replaced_disk_gets_the_newer_one_back() -> None:
+    """Copied, then dropped, then asked for again: what comes back is the disk that was in use last."""
+
+    async def play(world: HandsWorld) -> None:
+        await rolled_out(world, group())
+        fast = group()
+        fast = replace(fast, disks=(DiskRequirement(DATA, 1024, cloud_properties={"type": "fast"}),))
+        await rolled_out(world, fast, revision=2)
+        newer = disk_of(world)
+        await rolled_out(world, group(disks={}), revision=3)
+        assert len(world.parts.journal.orphans()) == 2
+        await rolled_out(world, fast, revision=4)
+        assert disk_of(world) == newer
+        assert len(world.parts.journal.orphans()) == 1
+
+    in_world(play)
+
+
+def test_what_the_agent_will_not_copy_is_given_up() -> None:
+    """Refused several times: the instance goes on with its old disk, the rollout fails with the reason, and the same
+    manifest begins nothing again; one that asks for something else does."""
+
+    async def play(world: HandsWorld) -> None:
+        await rolled_out(world, group())
+        old = disk_of(world)
+        world.copy_refusal = "a file cannot be read"
+        wanted = replace(group(), disks=(CHANGED["smaller"],))
+        await world.deploy(deployment(wanted, revision=2))
+        await world.until(
+            lambda: world.idle() and world.parts.journal.deployments()[SHOP].rollout is RolloutState.FAILED, "failed"
+        )
+        assert "a file cannot be read" in world.parts.journal.deployments()[SHOP].rollout_error
+        assert disk_of(world) == old
+        assert machine(world).writing
+        assert machine(world).mounted == {old}
+        assert planned(world, wanted).empty
+        world.copy_refusal = ""
+        await rolled_out(world, replace(group(), disks=(DiskRequirement(DATA, 600),)), revision=3)
+        assert disk_of(world) != old
+
+    in_world(play)
+
+
+def test_what_does_not_fit_stops_no_container() -> None:
+    """The agent says that more is on the disk than the new one holds: given up before anything is stopped."""
+
+    async def play(world: HandsWorld) -> None:
+        await rolled_out(world, group())
+        world.used_bytes[disk_of(world)] = 600 * 1024 * 1024
+        await world.deploy(deployment(replace(group(), disks=(CHANGED["smaller"],)), revision=2))
+        await world.until(
+            lambda: world.idle() and world.parts.journal.deployments()[SHOP].rollout is RolloutState.FAILED, "failed"
+        )
+        assert "do not fit" in world.parts.journal.deployments()[SHOP].rollout_error
+        assert "drain" not in machine(world).asked
 
     in_world(play)
 
@@ -130,7 +211,7 @@ async def let_go(world: HandsWorld, how: str) -> None:
 
 def planned(world: HandsWorld, wanted: InstanceGroup) -> Plan:
     journal = world.parts.journal
-    return plan(list(journal.instances().values()), None, Manifest(SHOP, (wanted,)), journal.orphans())
+    return plan(list(journal.instances().values()), None, Manifest(SHOP, (wanted,)), DiskFacts(journal.orphans()))
 
 
 async def told(world: HandsWorld, kind: str) -> list[str]:

@@ -9,12 +9,18 @@ from typing import Any
 
 import pytest
 
-from healthmonitor.core.records import Hold, RolloutState, Step, Switches
-from protocol.ids import CloudName
+from healthmonitor.core import operation as rules
+from healthmonitor.core.judgement import Judgement
+from healthmonitor.core.maintenance_changes import OnceWish
+from healthmonitor.core.records import Hold, OperationKind, RolloutState, Step, Switches
+from healthmonitor.maintenance_actions import MaintenanceActions
+from healthmonitor.operator_actions import Person
+from protocol.ids import CloudName, OperationId
 from tests.simulation.cloud import Fault
 from tests.support.hands_world import SHOP, HandsWorld, deployment, group, in_world, place, policy
 
 DB = place()
+ANNA = Person("admin", "anna")
 Play = Callable[[HandsWorld], Coroutine[Any, Any, None]]
 
 
@@ -275,6 +281,36 @@ async def _override(world: HandsWorld) -> None:
     await _switch(world, Switches(meltdown_overridden_until=world.unix_time() + 600.0))
 
 
+async def _open_window(world: HandsWorld) -> None:
+    await _maintenance(world, lambda actions: actions.add(OnceWish(700.0), ANNA, "new switches"))
+
+
+async def _end_window(world: HandsWorld) -> None:
+    (window,) = world.parts.journal.maintenance()
+    await _maintenance(world, lambda actions: actions.end(window, ANNA, "done early"))
+
+
+async def _maintenance(world: HandsWorld, ask: Callable[[MaintenanceActions], Coroutine[Any, Any, object]]) -> None:
+    """A person's word, as the API carries it out."""
+    parts = world.parts
+    leader = _Leads()
+    actions = MaintenanceActions(
+        parts.journal, leader, lambda: (), world.unix_time, lambda: "window-1", parts.resurrector.wake
+    )
+    await parts.process.call(world.loop.create_task, ask(actions))
+
+
+class _Leads:
+    def is_leader(self) -> bool:
+        return True
+
+    def leader_name(self) -> str:
+        return "hm"
+
+    def leader_address(self) -> str:
+        return ""
+
+
 async def _spend(world: HandsWorld) -> None:
     world.parts.resurrector.set_policy(policy(hourly_budget=0))
 
@@ -285,6 +321,7 @@ async def _spend(world: HandsWorld) -> None:
         (Hold.DISABLED, _disable, _enable),
         (Hold.PAUSED, _pause, _resume),
         (Hold.MELTDOWN, _melt, _override),
+        (Hold.MAINTENANCE, _open_window, _end_window),
         (Hold.BUDGET, _spend, _enable),
     ],
 )
@@ -311,6 +348,28 @@ def test_what_holds_back_is_shown_and_ends_at_once(
         await world.until(lambda: world.cloud.calls.count("fence") > 0, "fenced", 10.0)
         assert world.loop.time() - at < 1.0
         await world.until(world.idle, "rebuilt")
+
+    in_world(play)
+
+
+def test_a_maintenance_window_outlives_the_monitor_that_was_told_of_it() -> None:
+    """It is read from the journal by whoever leads next, holds rebuilding back, and ends by itself."""
+
+    async def play(world: HandsWorld) -> None:
+        await _deployed(world)
+        await _open_window(world)
+        until = world.unix_time() + 700.0
+        world.cloud.kill_vm(world.vm_of(DB).cid)
+        await _held(world, Hold.MAINTENANCE)
+        operation = world.operation(DB)
+        assert operation is not None
+        assert "new switches" in operation.error
+        await world.restart_monitor()
+        await _held(world, Hold.MAINTENANCE)
+        while world.unix_time() < until - 1.0:
+            assert "fence" not in world.cloud.calls
+            await asyncio.sleep(1.0)
+        await world.until(world.idle, "rebuilt after its end", 300.0)
 
     in_world(play)
 
@@ -476,5 +535,77 @@ def test_our_own_share_of_a_resurrection_is_small() -> None:
         at = world.loop.time()
         await world.until(lambda: world.generation(DB) == 2 and world.idle(), "rebuilt")
         assert world.loop.time() - at < 2.0 + 1.0, "boot takes 2 s here"
+
+    in_world(play)
+
+
+def test_a_clock_that_is_set_back_delays_nothing() -> None:
+    """Two hours back in the middle of a retry and of a boot that will never end: neither waits for the clock to be
+    there again."""
+
+    async def play(world: HandsWorld) -> None:
+        await _deployed(world)
+        world.cloud.plan_fault("create_vm", Fault.FAILS, times=2)
+        world.cloud.kill_vm(world.vm_of(DB).cid)
+        await _held(world, Hold.RETRYING)
+        world.clock_ahead_seconds -= 7200.0
+        await world.until(lambda: world.generation(DB) == 2 and world.idle(), "rebuilt", 120.0)
+        world.next_boots = False
+        world.cloud.kill_vm(world.vm_of(DB).cid)
+        await world.until(
+            lambda: (o := world.operation(DB)) is not None and o.step is Step.HEAR_AGENT, "waits for its agent"
+        )
+        world.clock_ahead_seconds -= 7200.0
+        await world.until(lambda: world.generation(DB) == 4 and world.idle(), "made once more", 600.0)
+
+    in_world(play)
+
+
+def test_a_clock_that_is_set_back_confirms_nothing() -> None:
+    """A VM that was confirmed missing before, was held back, and came back is not rebuilt because the confirmation
+    looks new."""
+
+    async def play(world: HandsWorld) -> None:
+        await _deployed(world)
+        await _pause(world)
+        vm = world.vm_of(DB)
+        world.cloud.freeze_vm(vm.cid)
+        await _held(world, Hold.PAUSED)
+        world.clock_ahead_seconds -= 7200.0
+        world.cloud.thaw_vm(vm.cid)
+        await world.until(lambda: world.parts.fleet.verdict(world.record(DB).vm.agent_id).value == "alive", "heard")  # type: ignore[union-attr]
+        await _resume(world)
+        await world.until(world.idle, "over", 120.0)
+        assert world.vm_of(DB) is vm
+        assert world.cloud.calls.count("fence") == 0
+
+    in_world(play)
+
+
+def test_who_takes_over_admits_nothing_before_it_knows_what_was_lost() -> None:
+    """A judgement of before it led does not know the losses that its predecessor saw; those are told once, also of
+    what was rebuilt meanwhile."""
+
+    async def play(world: HandsWorld) -> None:
+        await _deployed(world, instances=2)
+        world.cloud.kill_vm(world.vm_of(place(index=1)).cid)
+        await world.until(lambda: world.generation(place(index=1)) == 2 and world.idle(), "the first is rebuilt")
+        world.judges = False
+        await world.restart_monitor()
+        await world.until(lambda: world.parts.leadership.is_leader(), "leads")
+        world.parts.resurrector.set_judgement(Judgement(world.loop.time() - 100.0))
+        await asyncio.sleep(2.0)
+        operation = rules.begin(
+            OperationId("x"), DB, OperationKind.RESURRECT, "lost", world.unix_time(), world.record(DB).vm
+        )
+        held = world.parts.resurrector.held_back(operation)
+        assert held is not None
+        assert held.hold is Hold.CANNOT_TELL
+        losses = world.parts.resurrector.take_losses()
+        assert losses is not None
+        assert [loss.instance for loss in losses] == [place(index=1)]
+        assert world.parts.resurrector.take_losses() is None
+        world.parts.resurrector.set_judgement(Judgement(world.loop.time()))
+        assert world.parts.resurrector.held_back(operation) is None
 
     in_world(play)

@@ -66,9 +66,32 @@ def test_a_vm_that_is_made_after_its_deadline_is_removed() -> None:
         await world.until(lambda: len(world.cloud.recorded()) == 1, "removed", CONFIRMED_SECONDS)
         await _only_the_named_one(world)
         assert world.cloud.calls.index("fence") < world.cloud.calls.index("delete_vm")
+        await asyncio.sleep(1.0)  # of simulated time: it is told once the cloud has answered
         (text,) = await _told(world, "vm.left_over_deleted")
         assert f"VM {late.cid}: fenced (process of {late.cid} reaped) and deleted" in text
         assert world.parts.resurrector.strays() == ()
+
+    in_world(play)
+
+
+def test_what_a_former_leader_saw_is_not_said_to_be_over() -> None:
+    """A monitor that takes over says that it does not know of strays until it could have confirmed one itself; then it
+    names the same."""
+
+    async def play(world: HandsWorld) -> None:
+        world.start_monitor()
+        await _deployed(world)
+        foreign = replace(
+            world.vm_of(DB).request, key="other-db-0-g3", tags={"instance": "other/db/0", "generation": "3"}
+        )
+        await world.cloud.create_vm(foreign)
+        await world.until(lambda: world.parts.resurrector.strays(), "seen", CONFIRMED_SECONDS)
+        await world.restart_monitor()
+        until = world.loop.time() + CONFIRMED_SECONDS
+        while (strays := world.parts.resurrector.strays()) is None:
+            assert world.loop.time() < until
+            await asyncio.sleep(0.5)
+        assert [stray.listed.key for stray in strays] == ["other-db-0-g3"]
 
     in_world(play)
 

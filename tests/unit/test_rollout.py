@@ -276,8 +276,10 @@ KINDS = [
     (group(update=UpdatePolicy(canaries=0)), None),
     (group(instances=9), None),
     (group(disks={"data": 2048}), OperationKind.UPDATE),
-    # The properties of a disk count only when it is made: nothing can be done about the one that is there.
-    (replace(group(), disks=(DiskRequirement(DiskName("data"), 1024, cloud_properties={"type": "fast"}),)), None),
+    (
+        replace(group(), disks=(DiskRequirement(DiskName("data"), 1024, cloud_properties={"type": "fast"}),)),
+        OperationKind.UPDATE,
+    ),
 ]
 
 

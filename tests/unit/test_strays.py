@@ -10,7 +10,16 @@ from healthmonitor.core import operation as rules
 from healthmonitor.core.incidents import instance_of
 from healthmonitor.core.keys import vm_key
 from healthmonitor.core.policy import Policy
-from healthmonitor.core.records import Incident, InstanceRecord, Operation, OperationKind, Severity, VmBinding
+from healthmonitor.core.records import (
+    Incident,
+    InstanceRecord,
+    Operation,
+    OperationKind,
+    Severity,
+    SparePool,
+    SpareRecord,
+    VmBinding,
+)
 from healthmonitor.core.strays import KINDS, Known, Listed, Standing, Stray, evaluate_strays, judge
 from protocol.ids import AgentId, Generation, InstanceId, OperationId, Revision, VmCid
 from tests.support.hands_world import CLOUD, SHOP, group, place
@@ -108,3 +117,20 @@ def test_what_people_are_told(standing: Standing, problem: str, kinds: list[str]
     for each in deviations:
         opened = Incident(each.key, each.kind, each.subject, Severity.ERROR, each.title, each.detail, 0.0, 0.0)
         assert instance_of(opened) == ""
+
+
+def test_a_spare_is_nobodys_stray_while_it_is_known() -> None:
+    """By its record, also while it is only intended, and by the instance that took it; without either it is left over
+    when the timeline says that it was retired, and is only reported otherwise."""
+    vm = Listed(CLOUD, VmCid("vm-s"), "spare-1", {"spare": "spare-1"})
+    record = SpareRecord("spare-1", SparePool(CLOUD, "debian-12", 1, 1024), AgentId("s"), 0.0)
+    took = replace(RECORD, vm=VmBinding(AgentId("s"), Generation(3), "spare-1", VmCid("vm-s"), spare=True))
+    nothing = known()
+    for given, standing in (
+        (replace(nothing, spares={"spare-1": record}), Standing.NAMED),
+        (known(took), Standing.NAMED),
+        (replace(nothing, retired=frozenset({"spare-1"})), Standing.LEFT_OVER),
+        (nothing, Standing.UNCLEAR),
+    ):
+        ((_, found, why),) = judge([vm], given)
+        assert (found, bool(why)) == (standing, True)

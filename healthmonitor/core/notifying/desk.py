@@ -7,6 +7,7 @@ Laws:
 - One thread from opening to resolution. It is told again with gaps that double, and escalated, until somebody
   acknowledges; it is over, and told so to everybody who was told, when its last incident is.
 - What is inhibited, silenced or in a maintenance window is not told, and is told when that ends and it is still there.
+- A loss that may be one of many is not told before that is known: it is then told as part of the meltdown, or alone.
 
 Does not know: channels' insides, the outbox, what the text says.
 """
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from healthmonitor.core.maintenance import Window, open_window
+from healthmonitor.core.meltdown import FLEET
 from healthmonitor.core.notifying.notification import Transition
 from healthmonitor.core.notifying.routing import Route, Routed, Subject, routed
 from healthmonitor.core.notifying.silences import describe, matching
@@ -26,21 +29,28 @@ from healthmonitor.core.records import Incident, Silence
 
 HELD_LOOK_SECONDS = 5.0
 """How often what is held back is looked at again when nothing else happens: silences and windows end by the clock."""
+GATHERED_LOOK_SECONDS = 0.5
+"""The same while it waits to be known whether a loss is one of many."""
+OF_MANY = "others fell silent at the same time; in a moment it is known whether it is one of many"
+_OF_MANY = frozenset({"vm_missing", "vm_suspect", "operation_held", "meltdown"})
+"""Kinds that a meltdown explains: `incidents.py`."""
 CLOSED_KEPT_SECONDS = 600.0
 """How long a thread that is over is remembered, so that a new leader does not tell of its incidents again."""
+AGENT_ALERT = "agent_alert"
+"""The kind of what happened once and has no end."""
 PROGRESS_SECONDS = 60.0
 """When some of a thread are over it is said after this, then after twice as long, and so on."""
-NOTED_MAX = 10_000
-"""Alerts of agents that wait; beyond it they are counted only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the configuration says. `channels`: all there are."""
+    """What the configuration says. `channels`: all there are. `delivery`: channel → fields of AlertPolicy that are its
+    own."""
 
     routes: tuple[Route, ...] = ()
     channels: tuple[str, ...] = ()
     windows: tuple[Window, ...] = ()
+    delivery: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,11 @@ class Surroundings:
 
     subject_of: Callable[[Incident], Subject]
     silences: tuple[Silence, ...] = ()
+    windows: tuple[Window, ...] = ()  # of maintenance, that people added
+    melting: frozenset[str] = frozenset()
+    """Scopes ("fleet", a deployment) in which a meltdown holds, or will if all suspects turn out to be missing."""
+    melting_seconds: float = 0.0
+    """For how long a loss waits, at most, for what is known of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +108,10 @@ class Desk:
         self._held: dict[str, tuple[Incident, str]] = {}  # and why
         self._groups: dict[tuple[object, ...], _Group] = {}
         self._noted: dict[str, Incident] = {}
-        self._noted_left_out = 0
+        self._note_told_in: dict[str, str] = {}  # what happened once → its thread, while that is remembered
         self._held_looked_at = float("-inf")
         self._look_again = False
+        self._decided_at = float("-inf")
 
     def load(self, threads: Iterable[Thread], incidents: Mapping[str, Incident], now: float) -> None:
         """What a former leader, or this monitor before its restart, wrote down."""
@@ -109,7 +125,9 @@ class Desk:
             )
             self._live[thread.id] = live
             remembered.update((each.key, each.opened_at) for each in thread.members)
-            if thread.over_at is None:
+            if thread.kind == AGENT_ALERT:
+                self._note_told_in.update((each.key, thread.id) for each in thread.members)
+            elif thread.over_at is None:
                 self._thread_of.update((each.key, thread.id) for each in thread.members if each.over_at is None)
         for incident in incidents.values():
             is_news = incident.resolved_at is None or (
@@ -141,12 +159,12 @@ class Desk:
         else:
             self._held.pop(key, None)  # over before anybody was told
 
-    def note(self, incident: Incident) -> None:
-        """Something that happened once and has no end."""
-        if len(self._noted) >= NOTED_MAX:
-            self._noted_left_out += 1
-        else:
-            self._noted[incident.key] = incident
+    def note(self, incident: Incident) -> bool:
+        """Something that happened once and has no end. False: it was told already."""
+        if incident.key in self._note_told_in:
+            return False
+        self._noted[incident.key] = incident
+        return True
 
     def look_again(self) -> None:
         """Silences, routes or windows were changed."""
@@ -161,6 +179,9 @@ class Desk:
         return self._send(live, Transition.ACKNOWLEDGED, live.thread.channels, list(live.incidents.values()), word.at)
 
     def decide(self, now: float, around: Surroundings) -> DeskDecision:
+        if now < self._decided_at:
+            self._clock_went_back(now)
+        self._decided_at = now
         self._sort(now, around)
         sends = [*self._noted_sends(now, around), *self._due_groups(now, around)]
         checks: list[float] = []
@@ -171,10 +192,12 @@ class Desk:
             each.thread.id for each in self._live.values() if (each.thread.over_at or now) < now - CLOSED_KEPT_SECONDS
         ]
         for thread in forgotten:
-            del self._live[thread]
+            for key in self._live.pop(thread).members:
+                if self._note_told_in.get(key) == thread:
+                    del self._note_told_in[key]
         checks.extend(self._due_at(group) for group in self._groups.values())
         if self._held:
-            checks.append(self._held_looked_at + HELD_LOOK_SECONDS)
+            checks.append(self._held_looked_at + self._held_look_seconds())
         checks.extend(
             each.thread.over_at + CLOSED_KEPT_SECONDS + 1.0
             for each in self._live.values()
@@ -219,11 +242,20 @@ class Desk:
         grouped = sum(len(group.incidents) for group in self._groups.values())
         return len(self._waiting) + len(self._held) + len(self._noted) + grouped + ended
 
+    def _clock_went_back(self, now: float) -> None:
+        """Whatever is dated in what is now the future would wait until the clock is there again: it is dated now."""
+        self._held_looked_at = float("-inf")
+        for group in self._groups.values():
+            group.first_at, group.last_at = min(group.first_at, now), min(group.last_at, now)
+        for live in self._live.values():
+            thread = live.thread
+            live.thread = replace(thread, opened_at=min(thread.opened_at, now), told_at=min(thread.told_at, now))
+
     # What is not told yet.
 
     def _sort(self, now: float, around: Surroundings) -> None:
         """What was seen, and what was held back, into groups or back."""
-        if self._look_again or now - self._held_looked_at >= HELD_LOOK_SECONDS:
+        if self._look_again or now - self._held_looked_at >= self._held_look_seconds():
             self._look_again = False
             self._held_looked_at = now
             for key, (incident, _) in self._held.items():
@@ -247,9 +279,15 @@ class Desk:
             group.last_at = now
         self._waiting.clear()
 
+    def _held_look_seconds(self) -> float:
+        waits = any(why == OF_MANY for _, why in self._held.values())
+        return GATHERED_LOOK_SECONDS if waits else HELD_LOOK_SECONDS
+
     def _why_held(self, incident: Incident, subject: Subject, way: Routed, now: float, around: Surroundings) -> str:
         if incident.inhibited_by:
             return f"{incident.inhibited_by} explains it"
+        if _is_of_many(incident, subject, around, now):
+            return OF_MANY
         why = self._why_muted(incident, subject, now, around)
         if why:
             return why
@@ -263,7 +301,7 @@ class Desk:
         silence = matching(around.silences, incident, subject, now)
         if silence is not None:
             return f"silence {silence.id} by {silence.created_by} ({describe(silence)}): {silence.because}"
-        window = open_window(self.rules.windows, now) if subject.deployment else None
+        window = open_window((*self.rules.windows, *around.windows), now) if subject.deployment else None
         if window is not None:
             return f"maintenance window: {window.reason or 'no reason given'}"
         return ""
@@ -320,7 +358,6 @@ class Desk:
             if way.channels and not self._why_muted(incident, subject, now, around):
                 grouped.setdefault(way.channels, []).append(incident)
         self._noted.clear()
-        left_out, self._noted_left_out = self._noted_left_out, 0
         for channels, incidents in grouped.items():
             for start in range(0, len(incidents), self.policy.group_max):
                 part = incidents[start : start + self.policy.group_max]
@@ -335,8 +372,9 @@ class Desk:
                     told_at=now,
                     over_at=now,
                 )
-                yield Send(thread, Transition.NOTED, channels, tuple(part), left_out)
-                left_out = 0
+                self._live[thread.id] = _Live(thread, {each.key: each for each in thread.members}, {}, 0)
+                self._note_told_in.update((each.key, thread.id) for each in part)
+                yield Send(thread, Transition.NOTED, channels, tuple(part))
 
     # What was told.
 
@@ -441,6 +479,14 @@ class Desk:
     def _live_of(self, key: str) -> _Live | None:
         thread = self._thread_of.get(key)
         return None if thread is None else self._live[thread]
+
+
+def _is_of_many(incident: Incident, subject: Subject, around: Surroundings, now: float) -> bool:
+    if incident.kind not in _OF_MANY or not around.melting or now - incident.opened_at >= around.melting_seconds:
+        return False
+    if incident.kind == "meltdown":
+        return incident.subject != FLEET and FLEET in around.melting
+    return FLEET in around.melting or subject.deployment in around.melting
 
 
 def _member(incident: Incident) -> Member:

@@ -216,5 +216,6 @@ _MENDED: Mapping[OperationKind, str] = {
     OperationKind.RESURRECT: "mended by its resurrection",
     OperationKind.RECREATE: "mended by recreating its VM",
     OperationKind.UPDATE: "mended by an update",
+    OperationKind.CHANGE_DISKS: "mended by changing its disks",
     OperationKind.DELETE: "deleted",
 }

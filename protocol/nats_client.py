@@ -1,0 +1,166 @@
+"""nats-py's client with a short way for subscriptions whose callback does not wait: what was read is cut into messages
+here and the callback called at once, instead of a regular expression, two coroutines, a queue and a task for each.
+That is most of what a heartbeat costs (tests/bench/bench_heartbeats.py).
+
+Laws:
+- Messages of one subscription reach it in the order in which the server sent them.
+- Whatever is not a whole message of such a subscription is nats-py's: it gets it unchanged, one item of the protocol
+  at a time, so that its own parser never holds a part of one.
+- While much is heard the socket is read every GATHER_SECONDS and not at once: otherwise each few messages cost a
+  wake-up of the loop, which is more than the messages. Whatever comes over this connection is delayed by no more.
+
+Does not know: what is subscribed, what a message means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import nats.aio.client
+import structlog
+from nats.aio.client import DEFAULT_BUFFER_SIZE
+from nats.errors import ProtocolError
+from nats.protocol.parser import Parser
+
+from protocol.bus import Message
+
+log = structlog.get_logger("protocol.nats_bus")
+
+GATHER_SECONDS = 0.010
+GATHER_FROM_PER_SECOND = 2_000.0
+"""Messages a second, on short ways, from which on they are gathered."""
+_COUNTED_OVER_SECONDS = 0.1
+
+
+class ShortWayClient(nats.aio.client.Client):
+    """A nats-py whose parser is called otherwise takes the long way by itself: `deliver` in `nats_bus` calls the same
+    callback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = ShortWayParser(self)
+        self._callbacks: dict[object, Callable[[Message], None]] = {}  # nats-py's callback → ours
+        self._by_sid: dict[bytes, Callable[[Message], None]] = {}  # those of the above that got a message
+
+    def open_short_way(self, long_way: object, callback: Callable[[Message], None]) -> None:
+        """Messages of the subscription whose callback is `long_way` go to `callback` from now on."""
+        self._callbacks[long_way] = callback
+
+    def close_short_way(self, long_way: object) -> None:
+        if self._callbacks.pop(long_way, None) is not None:
+            self._by_sid.clear()
+
+    async def gather(self) -> None:
+        """Lets what comes lie in the socket for a moment. The connection may be another when this returns."""
+        writer = getattr(self._transport, "_io_writer", None)  # a websocket has none, and is read at once
+        transport = writer.transport if isinstance(writer, asyncio.StreamWriter) else None
+        if isinstance(transport, asyncio.Transport) and not transport.is_closing():
+            transport.pause_reading()
+            try:
+                await asyncio.sleep(GATHER_SECONDS)
+            finally:
+                transport.resume_reading()
+
+    def short_way(self, sid: bytes) -> Callable[[Message], None] | None:
+        callback = self._by_sid.get(sid)
+        if callback is None:
+            subscription = self._subs.get(int(sid))
+            if subscription is not None and (callback := self._callbacks.get(subscription._cb)) is not None:
+                self._by_sid[sid] = callback
+        return callback
+
+
+class _Pace:
+    """How many messages a second were heard lately."""
+
+    def __init__(self) -> None:
+        self._since = float("-inf")
+        self._count = 0
+        self._fast = False
+
+    def is_fast(self, count: int, now: float) -> bool:
+        self._count += count
+        if now - self._since >= _COUNTED_OVER_SECONDS:
+            self._fast = self._count >= GATHER_FROM_PER_SECOND * (now - self._since)
+            self._since, self._count = now, 0
+        return self._fast
+
+
+class ShortWayParser(Parser):
+    def __init__(self, client: ShortWayClient) -> None:
+        self._client = client
+        self._resets = 0
+        self._pace = _Pace()
+        super().__init__(client)
+
+    def reset(self) -> None:
+        """The connection is another."""
+        super().reset()
+        self._resets += 1
+        self._keep(b"", 0)
+
+    def _keep(self, rest: bytes, wanted: int) -> None:
+        """Of an item of which only the beginning has arrived. `wanted`: bytes without which looking again is idle."""
+        self._rest = [rest] if rest else []
+        self._held, self._wanted = len(rest), wanted
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Raises nats-py's ProtocolError for what is not NATS' protocol."""
+        read = len(data)
+        if self._rest:
+            self._rest.append(data)
+            self._held += len(data)
+            if self._held < self._wanted:
+                return  # else a large message that comes in small pieces would be copied for each of them
+            data = b"".join(self._rest)
+            self._keep(b"", 0)
+        client, short_way, resets = self._client, self._client.short_way, self._resets
+        at = wanted = count = size = 0
+        try:
+            while (line_end := data.find(b"\r\n", at)) >= 0:
+                words = data[at:line_end].split()
+                start = end = line_end + 2
+                kind = words[0] if words else b""
+                if kind != b"MSG" and kind != b"HMSG":
+                    await super().parse(data[at:end])
+                    if resets != self._resets:
+                        return  # what follows was said on a connection that is not ours any more
+                    at = end
+                    continue
+                if not 4 <= len(words) <= 6 or not words[-1].isdigit() or not words[2].isdigit():
+                    raise ProtocolError(f"nats: malformed MSG {data[at:line_end]!r}")
+                end += int(words[-1]) + 2
+                if end > len(data):
+                    wanted = end - at
+                    break
+                callback = short_way(words[2]) if kind == b"MSG" else None
+                if callback is None:
+                    await self._long_way(words[1], data[at:end])
+                    if resets != self._resets:
+                        return
+                else:
+                    count += 1
+                    size += end - start - 2
+                    try:
+                        reply_to = words[3].decode() if len(words) == 5 else ""
+                        callback(Message(words[1].decode(), data[start : end - 2], reply_to))
+                    except Exception:
+                        # the edge of a task that is not ours: an error in one message must not end the connection
+                        log.exception("bus.callback_failed", subject=words[1])
+                at = end
+            self._keep(data[at:], wanted)
+        finally:
+            client.stats["in_msgs"] += count
+            client.stats["in_bytes"] += size
+        fast = count > 0 and self._pace.is_fast(count, asyncio.get_running_loop().time())
+        if fast and read < DEFAULT_BUFFER_SIZE:  # else there is more that was read already
+            await client.gather()
+
+    async def _long_way(self, subject: bytes, item: bytes) -> None:
+        try:
+            subject.decode()
+        except UnicodeDecodeError:
+            log.warning("bus.subject_unreadable", subject=subject, next="dropped: it would end nats-py's reading")
+        else:
+            await super().parse(item)
