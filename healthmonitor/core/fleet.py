@@ -2,7 +2,8 @@
 
 Laws:
 - Taking a heartbeat costs the same whatever the size of the fleet; deciding costs what is due, not what there is.
-- Each agent has at most one due time; a heartbeat does not touch it, the agent is looked at again when it comes up.
+- Each agent has at most one due time, of its own or of its cohort; a heartbeat does not touch it, the agent is looked
+  at again when it comes up.
 - The monitor's own deafness (just started, bus or canary lost, its loop late) is never taken for somebody's silence.
 
 Does not know: how questions travel, what should run on a VM, what follows from a verdict.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from healthmonitor.clouds.cloud import VmObservation
 from healthmonitor.core import agent_state, last_words
 from healthmonitor.core.agent_state import ALIVE, UNHEARD, Agent, AgentView
+from healthmonitor.core.cohorts import Cohorts
 from healthmonitor.core.due_times import DueTimes
 from healthmonitor.core.hearing import OwnHearing
 from healthmonitor.core.inquiries import Inquiries
@@ -95,7 +97,8 @@ class Fleet:
         self._inquiries = self._asked.of
         self._standing = Standing()
         self._archive = Archive()
-        self._due = DueTimes()
+        self._due: DueTimes[AgentId] = DueTimes()
+        self._cohorts = Cohorts()  # of those who are expected and speak; everybody else has a due time of their own
         self._changed: dict[AgentId, None] = {}  # a dict for its order: runs must repeat
         self.own = OwnHearing(policy, started_at)
         self._strangers: dict[AgentId, None] = {}
@@ -249,6 +252,7 @@ class Fleet:
         """Leases are counted anew where due times were set by the former policy."""
         self._policy = self.own.policy = self._asked.policy = policy
         self._due.all_at(now)
+        self._cohorts.all_at(now)
         self._asked.touch_all()
 
     # What follows
@@ -320,8 +324,10 @@ class Fleet:
 
     def _next_check(self, now: float) -> float:
         at = now + self._policy.lease_seconds
-        due_at, judge_at = self._due.next_at(), self._asked.next_at(now)
-        if due_at is not None:
+        judge_at = self._asked.next_at(now)
+        for due_at in (self._due.next_at(), self._cohorts.next_at()):
+            if due_at is None:
+                continue
             at = min(at, now if due_at <= now else max(due_at, now + DUE_APART_SECONDS))
         return at if judge_at is None else min(at, judge_at)
 
@@ -440,13 +446,14 @@ class Fleet:
             self._due.add(agent_id, at)
 
     def _look_at_due(self, hearing: Hearing, now: float) -> None:
-        policy, agents, due = self._policy, self._agents, self._due
+        policy, agents = self._policy, self._agents
         suspect_after = policy.suspect_after_seconds
-        for agent_id in due.take_some(now, DUE_MAX):
+        silent = self._cohorts.take_silent(now, suspect_after, DUE_MAX)
+        for agent_id in (*silent, *self._due.take_some(now, DUE_MAX)):
             agent = agents[agent_id]
             alive_at = agent.life.alive_at
             if alive_at + suspect_after > now and agent.instance is not None:
-                due.add(agent_id, alive_at + suspect_after)  # nearly everyone; never later than what follows would say
+                self._cohorts.join(agent_id, agent.life, alive_at + suspect_after)  # never later than what follows says
                 continue
             agent.due = False
             if agent.instance is None:

@@ -28,7 +28,7 @@ class Inquiries:
         self.of: dict[AgentId, Inquiry] = {}
         self._touched: dict[AgentId, None] = {}  # dicts for their order: runs must repeat
         self._put_off: dict[AgentId, None] = {}
-        self._looks = DueTimes()
+        self._looks: DueTimes[AgentId] = DueTimes()
 
     # Whom to judge again.
 
