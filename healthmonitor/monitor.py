@@ -26,7 +26,7 @@ from healthmonitor.core.deviations import Deviation, deviation
 from healthmonitor.core.evaluation import evaluate_monitor
 from healthmonitor.core.fleet import Fleet, FleetDecision
 from healthmonitor.core.incidents import IncidentDecision, Incidents, instance_of
-from healthmonitor.core.judgement import Judgement, Loss, Verdict
+from healthmonitor.core.judgement import Judgement, Loss, Missing, Verdict
 from healthmonitor.core.meltdown import Lost, Meltdown
 from healthmonitor.core.notifying.desk import Rules
 from healthmonitor.core.policy import Policy
@@ -126,8 +126,7 @@ class Monitor:
         self._losses_known = False  # those of before this monitor led
         self._incidents: Incidents | None = None  # only while leading
         self._given_up = 0
-        self._suspects: tuple[frozenset[InstanceId], Mapping[InstanceId, InstanceRecord], frozenset[InstanceId]]
-        self._suspects = (frozenset(), {}, frozenset())  # those that the fleet names, the records, and those in both
+        self._lost_of: tuple[object, object, object] = (None, None, None)  # what `_lost` was asked last
         self._beside = beside
         self._spares: Mapping[str, SpareRecord] = {}
         self.judgement = Judgement(self._loop.time())
@@ -272,17 +271,11 @@ class Monitor:
                 self.fleet.bind(place(key), spare.agent_id, now, spare.state is SpareState.MAKING)
 
     def _judge(self, decision: FleetDecision, now: float) -> None:
-        lost = {
-            instance: missing
-            for instance, missing in decision.judgement.missing.items()
-            if (record := self._survey.records.get(instance)) is not None and not record.deleting and not record.ignore
-        }
-        lost_spares = {
-            key: missing.evidence
-            for instance, missing in decision.judgement.missing.items()
-            if (key := key_of_place(instance)) and key in self._spares
-        }
-        suspects = self._suspect_instances(decision.judgement.suspects)
+        former = self.judgement
+        lost, lost_spares = self._lost(decision.judgement.missing)
+        suspects = decision.judgement.suspects
+        if self._spares:
+            suspects = suspects.difference(map(place, self._spares))  # those are nobody's
         on_purpose = {
             instance
             for instance, operation in self._survey.operations.items()
@@ -296,8 +289,8 @@ class Monitor:
             now,
             suspects,
         )
-        brewing = self._meltdown.brewing(suspects.difference(on_purpose), self._survey.sizes, overridden)
-        former = self.judgement
+        unmeant = suspects.difference(on_purpose) if on_purpose else suspects
+        brewing = self._meltdown.brewing(unmeant, self._survey.sizes, overridden)
         self.judgement = replace(
             decision.judgement,
             missing=lost,
@@ -311,15 +304,24 @@ class Monitor:
         if former.brewing != brewing or former.meltdowns.keys() != meltdowns.keys():
             self.alerting.look_again()  # whoever waited for that is told now
 
-    def _suspect_instances(self, suspects: frozenset[InstanceId]) -> frozenset[InstanceId]:
-        """Without spares, which are nobody's. In a mass loss there are as many as there are VMs."""
-        if not suspects:
-            return suspects
-        records, (of, among, found) = self._survey.records, self._suspects
-        if suspects is not of or records is not among:
-            found = frozenset(instance for instance in suspects if instance in records)
-            self._suspects = (suspects, records, found)
-        return found
+    def _lost(self, missing: Mapping[InstanceId, Missing]) -> tuple[Mapping[InstanceId, Missing], Mapping[str, str]]:
+        """Of those that are missing the instances that are to be there, and the spares. The same objects as before
+        while they are what they were."""
+        records, spares = self._survey.records, self._spares
+        if self._lost_of[0] is missing and self._lost_of[1] is records and self._lost_of[2] is spares:
+            return self.judgement.missing, self.judgement.lost_spares
+        self._lost_of = (missing, records, spares)
+        lost = {
+            instance: each
+            for instance, each in missing.items()
+            if (record := records.get(instance)) is not None and not record.deleting and not record.ignore
+        }
+        lost_spares = {
+            key: each.evidence
+            for instance, each in missing.items()
+            if instance not in lost and (key := key_of_place(instance)) and key in spares
+        }
+        return lost, lost_spares
 
     def _notify(self, now: float) -> None:
         given_up = self.notifier.unwritten + self.notifier.overflowed
@@ -429,12 +431,13 @@ class Monitor:
         return record.group.cloud, record.vm.vm_cid
 
     def _log_judgement(self, former: Judgement, now: Judgement) -> None:
-        for instance, missing in now.missing.items():
-            if instance not in former.missing:
-                log.warning("vm.missing", instance=instance, agent=missing.agent, evidence=missing.evidence)
-        for instance in former.missing:
-            if instance not in now.missing:
-                log.info("vm.no_longer_missing", instance=instance)
+        if now.missing is not former.missing:
+            for instance, missing in now.missing.items():
+                if instance not in former.missing:
+                    log.warning("vm.missing", instance=instance, agent=missing.agent, evidence=missing.evidence)
+            for instance in former.missing:
+                if instance not in now.missing:
+                    log.info("vm.no_longer_missing", instance=instance)
         if bool(former.cannot_tell) != bool(now.cannot_tell):
             log.info("monitor.can_tell" if not now.cannot_tell else "monitor.cannot_tell", reason=now.cannot_tell)
         for scope, reason in now.meltdowns.items():

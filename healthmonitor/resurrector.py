@@ -357,16 +357,19 @@ class Resurrector:
         if not self._drift_round:
             self._drift_round = list(self._journal.instances())
         looking, self._drift_round = self._drift_round[:_DRIFT_MAX], self._drift_round[_DRIFT_MAX:]
+        records = self._journal.instances()  # as of now: asking the journal for each would be most of what this costs
         for looked, instance in enumerate(looking):
             if looked % _LOOKED_AT_ONCE == _LOOKED_AT_ONCE - 1:
                 await asyncio.sleep(0)  # a big fleet must not make the monitor's loop late
-            record = self._journal.instance(instance)
+            record = records.get(instance)
             if record is None or record.vm is None or record.deleting or record.ignore:
                 continue
             held, waits = self._fleet.revision(record.vm.agent_id), disk_changes.waits(record)
             grows = () if waits else self._disks_that_grow(record)
             if not waits and not grows and held in (None, record.revision):
                 continue
+            if self._journal.instance(instance) is not record:
+                continue  # written meanwhile: the next round looks again
             if self._journal.operation(instance) is not None or self._journal.is_corrupt(instance):
                 continue
             if waits:
@@ -383,6 +386,8 @@ class Resurrector:
 
     def _disks_that_grow(self, record: InstanceRecord) -> tuple[disk_growth.Step, ...]:
         """By themselves, now; by the last word of its agent."""
+        if not any(disk.grow for disk in record.group.disks):
+            return ()
         cloud, vm = self._tools.clouds.get(record.group.cloud), record.vm
         if cloud is None or vm is None or self._journal.switches().paused_until > self._unix_time():
             return ()
@@ -717,7 +722,7 @@ def _same_error(after: Operation, before: Operation) -> bool:
 
 def _lost_or_back(before: Judgement, now: Judgement) -> list[InstanceId]:
     """Those of whom something else is believed. The evidence counts seconds and is another each time."""
-    if before.missing == now.missing:
+    if before.missing is now.missing or before.missing == now.missing:
         return []
     believed, believed_before = _believed(now), _believed(before)
     both = believed.keys() | believed_before.keys()

@@ -70,6 +70,9 @@ log = structlog.get_logger("service")
 
 JOURNAL_RETRY_SECONDS = 0.5
 STILL_WAITING_SECONDS = 10.0
+COLLECTED_AT = (10_000, 10, 50)
+"""The collector's thresholds (objects, then times). A loss makes hundreds of thousands of small values, nearly none of
+them part of a cycle; at Python's own 700 the collector would run hundreds of times a second for nothing."""
 
 
 class Stopped(Exception):
@@ -327,6 +330,7 @@ class Service:
         journal.instances()
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*COLLECTED_AT)
         self._journal_is_open = True
 
     async def _until_stopped(self, server: ApiServer, serving: asyncio.Task[None]) -> None:

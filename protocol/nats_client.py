@@ -6,8 +6,9 @@ Laws:
 - Messages of one subscription reach it in the order in which the server sent them.
 - Whatever is not a whole message of such a subscription is nats-py's: it gets it unchanged, one item of the protocol
   at a time, so that its own parser never holds a part of one.
-- While much is heard the socket is read every GATHER_SECONDS and not at once: otherwise each few messages cost a
-  wake-up of the loop, which is more than the messages. Whatever comes over this connection is delayed by no more.
+- While much is heard the socket is read every GATHER_SECONDS and not at once, while very much is heard every
+  GATHER_LONGER_SECONDS: otherwise each few messages cost a wake-up of the loop, which is more than the messages.
+  Whatever comes over this connection is delayed by no more.
 
 Does not know: what is subscribed, what a message means.
 """
@@ -30,6 +31,8 @@ log = structlog.get_logger("protocol.nats_bus")
 GATHER_SECONDS = 0.010
 GATHER_FROM_PER_SECOND = 2_000.0
 """Messages a second, on short ways, from which on they are gathered."""
+GATHER_LONGER_SECONDS = 0.020
+GATHER_LONGER_FROM_PER_SECOND = 6_000.0
 _COUNTED_OVER_SECONDS = 0.1
 
 
@@ -41,7 +44,7 @@ class ShortWayClient(nats.aio.client.Client):
         super().__init__()
         self._ps = ShortWayParser(self)
         self._callbacks: dict[object, Callable[[Message], None]] = {}  # nats-py's callback → ours
-        self._by_sid: dict[bytes, Callable[[Message], None]] = {}  # those of the above that got a message
+        self.short_ways: dict[bytes, Callable[[Message], None]] = {}  # of the above those that got a message, by sid
 
     def open_short_way(self, long_way: object, callback: Callable[[Message], None]) -> None:
         """Messages of the subscription whose callback is `long_way` go to `callback` from now on."""
@@ -49,25 +52,25 @@ class ShortWayClient(nats.aio.client.Client):
 
     def close_short_way(self, long_way: object) -> None:
         if self._callbacks.pop(long_way, None) is not None:
-            self._by_sid.clear()
+            self.short_ways.clear()
 
-    async def gather(self) -> None:
+    async def gather(self, seconds: float) -> None:
         """Lets what comes lie in the socket for a moment. The connection may be another when this returns."""
         writer = getattr(self._transport, "_io_writer", None)  # a websocket has none, and is read at once
         transport = writer.transport if isinstance(writer, asyncio.StreamWriter) else None
         if isinstance(transport, asyncio.Transport) and not transport.is_closing():
             transport.pause_reading()
             try:
-                await asyncio.sleep(GATHER_SECONDS)
+                await asyncio.sleep(seconds)
             finally:
                 transport.resume_reading()
 
     def short_way(self, sid: bytes) -> Callable[[Message], None] | None:
-        callback = self._by_sid.get(sid)
+        callback = self.short_ways.get(sid)
         if callback is None:
             subscription = self._subs.get(int(sid))
             if subscription is not None and (callback := self._callbacks.get(subscription._cb)) is not None:
-                self._by_sid[sid] = callback
+                self.short_ways[sid] = callback
         return callback
 
 
@@ -77,14 +80,19 @@ class _Pace:
     def __init__(self) -> None:
         self._since = float("-inf")
         self._count = 0
-        self._fast = False
+        self._gather_seconds = 0.0
 
-    def is_fast(self, count: int, now: float) -> bool:
+    def gather_seconds(self, count: int, now: float) -> float:
+        """For how long to let the next ones gather; 0: not at all."""
         self._count += count
         if now - self._since >= _COUNTED_OVER_SECONDS:
-            self._fast = self._count >= GATHER_FROM_PER_SECOND * (now - self._since)
-            self._since, self._count = now, 0
-        return self._fast
+            per_second = self._count / (now - self._since)
+            self._since, self._count, self._gather_seconds = now, 0, 0.0
+            if per_second >= GATHER_LONGER_FROM_PER_SECOND:
+                self._gather_seconds = GATHER_LONGER_SECONDS
+            elif per_second >= GATHER_FROM_PER_SECOND:
+                self._gather_seconds = GATHER_SECONDS
+        return self._gather_seconds
 
 
 class ShortWayParser(Parser):
@@ -116,6 +124,7 @@ class ShortWayParser(Parser):
             data = b"".join(self._rest)
             self._keep(b"", 0)
         client, short_way, resets = self._client, self._client.short_way, self._resets
+        by_sid = client.short_ways
         at = wanted = count = size = 0
         try:
             while (line_end := data.find(b"\r\n", at)) >= 0:
@@ -134,7 +143,7 @@ class ShortWayParser(Parser):
                 if end > len(data):
                     wanted = end - at
                     break
-                callback = short_way(words[2]) if kind == b"MSG" else None
+                callback = by_sid.get(words[2]) or short_way(words[2]) if kind == b"MSG" else None
                 if callback is None:
                     await self._long_way(words[1], data[at:end])
                     if resets != self._resets:
@@ -153,9 +162,9 @@ class ShortWayParser(Parser):
         finally:
             client.stats["in_msgs"] += count
             client.stats["in_bytes"] += size
-        fast = count > 0 and self._pace.is_fast(count, asyncio.get_running_loop().time())
-        if fast and read < DEFAULT_BUFFER_SIZE:  # else there is more that was read already
-            await client.gather()
+        seconds = self._pace.gather_seconds(count, asyncio.get_running_loop().time()) if count else 0.0
+        if seconds and read < DEFAULT_BUFFER_SIZE:  # else there is more that was read already
+            await client.gather(seconds)
 
     async def _long_way(self, subject: bytes, item: bytes) -> None:
         try:

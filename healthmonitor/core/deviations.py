@@ -7,7 +7,7 @@ next step that a person can type.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from healthmonitor.core.policy import Policy
 from healthmonitor.core.records import Severity
@@ -25,10 +25,10 @@ class Deviation:
     detail: str
     next_step: str
     after_seconds: float
+    key: str = field(init=False, compare=False, repr=False)  # asked for in every turn
 
-    @property
-    def key(self) -> str:
-        return f"{self.kind}:{self.subject}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.kind}:{self.subject}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,14 +46,14 @@ from protocol import heartbeat as wire
 from protocol.heartbeat import Glance, Heartbeat
 from protocol.ids import AgentId, InstanceId
 
-JUDGED_MAX = 1_000
+JUDGED_MAX = 400
 """Agents under inquiry that are judged in one decision, the rest in the next, at once."""
 LATE_ASKS_MAX = 32
 """Questions begun in one decision only because a heartbeat was late. When the monitor itself is behind, everybody looks
 late, and asking everybody would put it further behind."""
 
 COUNTED_AT_ONCE, DEAF_COUNT_SECONDS = 5_000, 5.0
-DUE_MAX = 2_000
+DUE_MAX = 1_000
 """Agents looked at in one decision because their time has come, the rest in the next: after a start all are due at
 once, and a loop that is late must not be made later."""
 DUE_APART_SECONDS = 0.25
@@ -121,26 +121,27 @@ class Fleet:
             self.counters.heartbeats += 1
             self.counters.refused += 1
             return False
-        self._glance(payload)
-        self._add(agent_id, received_at)
-        return bool(self.hear_known(agent_id, payload, received_at))
-
-    def _glance(self, payload: bytes) -> Glance:
         try:
-            return wire.glance(payload)
+            wire.glance(payload)  # nobody is known by nonsense
         except wire.Malformed:
             self.counters.heartbeats += 1
             self.counters.malformed += 1
             raise
+        self._add(agent_id, received_at)
+        return bool(self.hear_known(agent_id, payload, received_at))
 
     def hear_known(self, agent_id: AgentId, payload: bytes, received_at: float) -> bool | None:
         """As `hear`; None, and nothing is taken, when it is not known: nearly all are, and each is looked up once."""
         agent = self._agents.get(agent_id)
         if agent is None:
             return None
-        glance = self._glance(payload)
         counters = self.counters
         counters.heartbeats += 1
+        try:
+            glance = wire.glance(payload)
+        except wire.Malformed:
+            counters.malformed += 1
+            raise
         life = agent.life
         silent_since = life.heard_at
         heard = hear(life, glance, received_at, self._policy)

@@ -5,6 +5,7 @@ Laws:
 - What nobody can know now is not resolved: an incident ends when its subject is known to be as it should.
 - One cause, one alarm: what another open incident explains carries that one's key in `inhibited_by`.
 - What comes and goes too often stays open, is said to flap, and is resolved when it has been quiet for the window.
+- A decision costs what has changed since the last; of what is as it was it only makes sure that it is.
 
 Does not know: who is told, and how.
 """
@@ -41,6 +42,9 @@ class Incidents:
     def __init__(self, policy: IncidentPolicy, known: Iterable[Incident] = ()) -> None:
         self.policy = policy
         self._open: dict[str, Incident] = {each.key: each for each in known if each.resolved_at is None}
+        self._as_said: dict[str, Deviation] = {}  # of which the open incident says all already
+        self._explained: set[str] = set()  # open ones whose cause was looked for
+        self._explains: dict[str, dict[str, None]] = {}  # key of a cause → what it would explain of those
         self._seen_since: dict[str, float] = {}  # deviations that are there now
         self._absent_since: dict[str, float] = {}  # of open incidents
         self._openings: dict[str, tuple[float, ...]] = {}
@@ -56,11 +60,15 @@ class Incidents:
         present = {each.key: each for each in deviations}
         for key in [key for key in self._seen_since if key not in present]:
             del self._seen_since[key]
+            self._as_said.pop(key, None)
         checks: list[float] = []
         opened: list[Incident] = []
         changed: list[Incident] = []
         self.refused = 0
+        as_said = self._as_said
         for key, deviation in present.items():
+            if as_said.get(key) is deviation:
+                continue
             since = self._seen_since.setdefault(key, now)
             known = self._open.get(key)
             if known is not None:
@@ -69,6 +77,7 @@ class Incidents:
                 if updated is not known:
                     self._open[key] = updated
                     changed.append(updated)
+                as_said[key] = deviation
             elif now - since < deviation.after_seconds:
                 checks.append(since + deviation.after_seconds)
             elif len(self._open) >= self.policy.incidents_max and deviation.kind not in _ABOUT_ALL:
@@ -78,7 +87,7 @@ class Incidents:
                 self._open[key] = incident = _opened(deviation, self._flaps(key), unix_now)
                 opened.append(incident)
         resolved = self._resolve(present, unsure, now, unix_now, checks)
-        explained = self._explain(unix_now)
+        explained = self._explain(resolved, unix_now)
         opened = [self._open[each.key] for each in opened]
         fresh = {each.key for each in opened}
         changed_keys = {each.key: None for each in (*changed, *explained) if each.key in self._open}
@@ -107,6 +116,7 @@ class Incidents:
                 continue
             del self._open[key]
             del self._absent_since[key]
+            self._as_said.pop(key, None)
             took = unix_now - incident.opened_at
             resolved.append(
                 replace(incident, resolved_at=unix_now, updated_at=unix_now, resolution=f"over after {took:.0f} s")
@@ -114,10 +124,30 @@ class Incidents:
         self._forget_openings(now)
         return resolved
 
-    def _explain(self, unix_now: float) -> list[Incident]:
-        """Sets `inhibited_by` anew everywhere; returns what changed by that."""
+    def _explain(self, resolved: Iterable[Incident], unix_now: float) -> list[Incident]:
+        """Sets `inhibited_by` anew wherever what opened or ended may be the cause; returns what changed by that."""
+        affected: dict[str, None] = {}
+        for ended in resolved:
+            affected.update(self._explains.get(ended.key, {}))
+            self._explained.discard(ended.key)
+            for cause in _causes(ended):
+                if (explains := self._explains.get(cause)) is not None:
+                    explains.pop(ended.key, None)
+                    if not explains:
+                        del self._explains[cause]
+        for key in [key for key in self._open if key not in self._explained]:
+            self._explained.add(key)
+            for cause in _causes(self._open[key]):
+                self._explains.setdefault(cause, {})[key] = None
+            affected[key] = None
+            affected.update(
+                self._explains.get(key, {})
+            )  # those that are new too and not there yet are looked at anyway
         changed = []
-        for key, incident in self._open.items():
+        for key in affected:
+            incident = self._open.get(key)
+            if incident is None:
+                continue
             cause = self._cause(incident)
             if cause != incident.inhibited_by:
                 self._open[key] = updated = replace(incident, inhibited_by=cause, updated_at=unix_now)

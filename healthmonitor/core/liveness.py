@@ -144,39 +144,27 @@ class Cause(Enum):
     CLOUD = "cloud"
 
 
-class Inquiry:
-    """What is being asked about one agent; exists only while there is a cause."""
+class Inquiry(msgspec.Struct, gc=False, eq=False):
+    """What is being asked about one agent; exists only while there is a cause. Not followed by the collector: when a
+    whole fleet is silent there are as many as agents."""
 
-    __slots__ = (
-        "answer_evidence",
-        "asking",
-        "began_at",
-        "cause",
-        "concluded_at",
-        "look_at",
-        "next_ask_at",
-        "next_observe_at",
-        "observing",
-        "power",
-        "power_at",
-        "power_evidence",
-        "unanswered_at",
-    )
+    cause: Cause
+    began_at: float
+    asking: bool = False
+    next_ask_at: float = NEVER  # at once
+    unanswered_at: float = NEVER  # when the last question that got no answer was put
+    answer_evidence: str = ""
+    observing: bool = False
+    next_observe_at: float = NEVER
+    power: Power | None = None
+    power_at: float = NEVER
+    power_evidence: str = ""
+    concluded_at: float | None = None  # first judged missing
+    look_at: float = float("inf")  # when it comes up to be judged again, whatever happens
 
-    def __init__(self, cause: Cause, began_at: float) -> None:
-        self.cause = cause
-        self.began_at = began_at
-        self.asking = False
-        self.next_ask_at = began_at
-        self.unanswered_at = NEVER  # when the last question that got no answer was put
-        self.answer_evidence = ""
-        self.observing = False
-        self.next_observe_at = began_at
-        self.power: Power | None = None
-        self.power_at = NEVER
-        self.power_evidence = ""
-        self.concluded_at: float | None = None  # first judged missing
-        self.look_at = float("inf")  # when it comes up to be judged again, whatever happens
+    def __post_init__(self) -> None:
+        self.next_ask_at = max(self.next_ask_at, self.began_at)
+        self.next_observe_at = max(self.next_observe_at, self.began_at)
 
     @property
     def suspect(self) -> bool:
@@ -260,7 +248,8 @@ def next_look(
 ) -> float:
     """When the verdict may be another, or something is to be asked. `now` itself when a lease ends at this very moment:
     it is over only after it."""
-    times = [max(life.alive_at, expected_at, hearing.since) + lease_seconds(life, policy)]
+    last_sign, lease = max(life.alive_at, expected_at), lease_seconds(life, policy)
+    times = [last_sign + lease, max(last_sign, hearing.since) + lease]
     if not inquiry.asking:
         times.append(inquiry.next_ask_at)
     if inquiry.suspect and not inquiry.observing:

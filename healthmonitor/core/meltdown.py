@@ -12,18 +12,18 @@ Does not know: whether resurrection is switched on, what rebuilding is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from healthmonitor.core.policy import MeltdownPolicy
-from protocol.ids import AgentId, DeploymentName, InstanceId, split_instance_id
+from protocol.ids import AgentId, DeploymentName, InstanceId
 
 FLEET = "fleet"
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """One VM that went missing. The agent tells one VM of an instance from the next."""
+class Lost(NamedTuple):
+    """One VM that went missing. The agent tells one VM of an instance from the next. A tuple, because a thousand of
+    them are compared in every turn of a large loss."""
 
     instance: InstanceId
     agent: AgentId
@@ -43,6 +43,7 @@ class Meltdown:
         self.policy = policy
         self._lost_at: dict[Lost, float] = {}
         self._missing: set[Lost] = set()
+        self._counted: dict[str, tuple[object, Counter[str]]] = {}  # what was counted, and how it came out
         self._active: dict[str, str] = {}  # scope → reason
         self._calm_since: dict[str, float] = {}
 
@@ -61,7 +62,7 @@ class Meltdown:
         """The meltdowns that hold now: "fleet" or a deployment → the reason. `sizes`: expected VMs by deployment.
         `suspects` are told of in the reason and count for nothing: whoever is called at the beginning of a large loss
         is to know how large it will be."""
-        current = {Lost(instance, agent) for instance, agent in missing.items()}
+        current = set(map(Lost._make, missing.items()))
         for lost in current - self._missing:
             self._lost_at.setdefault(lost, now)
         self._missing = current
@@ -73,9 +74,9 @@ class Meltdown:
             return {}
         if not self._lost_at and not self._active:
             return {}
-        within_window = _by_scope(lost.instance for lost in self._lost_at)
-        missing_now = _by_scope(lost.instance for lost in current)
-        suspect_now = _by_scope(suspects)
+        within_window = self._count("lost", frozenset(lost.instance for lost in self._lost_at))
+        missing_now = self._count("missing", frozenset(missing))
+        suspect_now = self._count("suspects", frozenset(suspects))
         scopes = {str(name): size for name, size in sizes.items()}
         scopes[FLEET] = sum(sizes.values())
         for scope, size in scopes.items():
@@ -96,7 +97,9 @@ class Meltdown:
         `decide` saw them last."""
         if not suspects or not self._lost_at or not self.policy.enabled or overridden:
             return frozenset()
-        expected = _by_scope([*(lost.instance for lost in self._lost_at), *suspects])
+        lost = frozenset(lost.instance for lost in self._lost_at)
+        expected = self._count("lost", lost) + self._count("suspects", frozenset(suspects))
+        expected.subtract(_by_scope(lost.intersection(suspects)))
         scopes = {str(name): size for name, size in sizes.items()}
         scopes[FLEET] = sum(sizes.values())
         return frozenset(
@@ -104,6 +107,14 @@ class Meltdown:
             for scope, size in scopes.items()
             if scope not in self._active and too_many(expected[scope], size, self.policy)
         )
+
+    def _count(self, what: str, instances: frozenset[InstanceId]) -> Counter[str]:
+        """By scope. Comparing with those of the turn before is quick, counting is not."""
+        of, counts = self._counted.get(what, (None, Counter()))
+        if of is not instances and of != instances:
+            counts = _by_scope(instances)
+            self._counted[what] = (instances, counts)
+        return counts
 
     def _is_calm(self, scope: str, missing_now: int, size: int, now: float) -> bool:
         if too_many(missing_now, size, self.policy):
@@ -117,16 +128,18 @@ class Meltdown:
         del self._active[scope]
         self._calm_since.pop(scope, None)
         for lost in list(self._lost_at):
-            if scope in (FLEET, split_instance_id(lost.instance)[0]):
+            if scope in (FLEET, _deployment_of(lost.instance)):
                 if lost in self._missing:
                     self._lost_at[lost] = now
                 else:
                     del self._lost_at[lost]
 
 
-def _by_scope(instances: Iterable[InstanceId]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for instance in set(instances):
-        counts[FLEET] += 1
-        counts[split_instance_id(instance)[0]] += 1
+def _by_scope(instances: frozenset[InstanceId]) -> Counter[str]:
+    counts = Counter(map(_deployment_of, instances))
+    counts[FLEET] = len(instances)
     return counts
+
+
+def _deployment_of(instance: InstanceId) -> str:
+    return instance.partition("/")[0]

@@ -28,10 +28,10 @@ from healthmonitor.core.records import InstanceRecord, Operation, Step
 from protocol.heartbeat import DiskState
 from protocol.ids import AgentId, DeploymentName, InstanceId
 
-SYNCED_MAX = 1_000
+SYNCED_MAX = 500
 """Instances whose records are taken in in one turn."""
-EVALUATED_MAX = 500
-STRANGERS_MAX = 500
+EVALUATED_MAX = 250
+STRANGERS_MAX = 250
 LOOK_AT_ALL_SECONDS = 120.0
 """Within so long every instance is looked at, also where nothing was heard to have changed."""
 

@@ -36,6 +36,7 @@ class Vm:
         self.beat_at = now
         self.changed_at = now  # running or not since
         self.boots_least_delay = float("inf")
+        self.former_boots_least_delay: dict[str, float] = {}
         self.alive_by_delivered = float("-inf")  # true time of the youngest sign of life that was delivered
 
     @property
@@ -63,6 +64,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.gap_at = self.now
         for vm in self.vms:
             vm.boots_least_delay = float("inf")
+            vm.former_boots_least_delay.clear()
             vm.alive_by_delivered = float("-inf")
 
     @rule(seconds=st.sampled_from([STEP, 1.0, 5.0, 16.0, 25.0]))
@@ -94,6 +96,10 @@ class FleetMachine(RuleBasedStateMachine):
         vm.alive_by_delivered = max(vm.alive_by_delivered, sent_at)
         if boot == vm.boot:
             vm.boots_least_delay = min(vm.boots_least_delay, self.now - sent_at)
+        else:  # the first of a boot that is heard, also of a former one, counts as sent when it was received
+            least = min(vm.former_boots_least_delay.get(boot, float("inf")), self.now - sent_at)
+            vm.former_boots_least_delay[boot] = least
+            vm.alive_by_delivered = max(vm.alive_by_delivered, sent_at + least)
 
     def turn(self) -> None:
         before = {vm.agent: self.fleet.verdict(vm.agent) for vm in self.vms}
@@ -165,6 +171,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.vms[n].beat_at = self.now
 
     def reboot(self, vm: Vm) -> None:
+        vm.former_boots_least_delay[vm.boot] = vm.boots_least_delay
         vm.boots += 1
         if vm.boots_least_delay != float("inf"):
             vm.alive_by_delivered += vm.boots_least_delay  # what the former boot renewed stays

@@ -16,6 +16,7 @@ from healthmonitor.core.liveness import (
     answer,
     hear,
     judge,
+    next_look,
 )
 from healthmonitor.core.policy import LivenessPolicy
 from protocol.heartbeat import ExtensionGlance, Glance
@@ -167,3 +168,12 @@ def test_a_late_heartbeat_alone_makes_nobody_suspect() -> None:
     life, _ = heard((100, 5))
     judged = judge(life, Inquiry(Cause.LATE, 101), 0.0, Hearing(0), 102, POLICY)
     assert judged.verdict is Verdict.ALIVE
+
+
+def test_it_is_looked_at_when_its_lease_ends_also_after_a_gap_in_hearing() -> None:
+    """Its lease ends before the monitor has heard for one without a gap: from then on nothing can be told, until both
+    are over."""
+    life, inquiry = Life(alive_at=100.0), Inquiry(Cause.SILENT, 108.0, asking=True, observing=True)
+    hearing, lease = Hearing(102.5), POLICY.lease_seconds
+    assert next_look(life, inquiry, 0.0, hearing, 109.0, POLICY) == 100.0 + lease
+    assert next_look(life, inquiry, 0.0, hearing, 100.5 + lease, POLICY) == 102.5 + lease
