@@ -43,7 +43,7 @@ from protocol.bus import (
     Subscription,
 )
 from protocol.nats_blobs import NatsBlobReader, NatsBlobs
-from protocol.nats_client import ShortWayClient
+from protocol.nats_client import RETRY_WAIT_SECONDS, ShortWayClient
 from protocol.nats_errors import errors as _errors
 from protocol.settings import BusSettings
 
@@ -51,7 +51,6 @@ log = structlog.get_logger(__name__)
 
 JETSTREAM_TIMEOUT_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 3
-RECONNECT_WAIT_SECONDS = 0.5
 PING_SECONDS = 2
 PINGS_OUTSTANDING = 2
 PENDING_MESSAGES = 1_000_000
@@ -105,6 +104,11 @@ class NatsBus:
         return not self._closed and self._epoch > 0 and self._client.is_connected
 
     @property
+    def server(self) -> str:
+        """`host:port` of the server that it is connected to, or was last; "" before the first."""
+        return self._client.server
+
+    @property
     def connection_epoch(self) -> int:
         return self._epoch
 
@@ -154,9 +158,7 @@ class NatsBus:
 
     async def move(self, why: str) -> None:
         if self.connected and len(self._settings.urls) > 1:
-            log.warning(
-                "bus.moves", reason=why, server=str(self._client.connected_url and self._client.connected_url.netloc)
-            )
+            log.warning("bus.moves", reason=why, server=self.server)
             await self._client.force_reconnect()
 
     async def bucket(self, name: str, history: int = 1) -> Bucket:
@@ -254,10 +256,11 @@ class NatsBus:
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnected,
                     reconnected_cb=self._on_reconnected,
+                    reconnect_to_server_handler=self._client.next_server,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
                     connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                    reconnect_time_wait=RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]
+                    reconnect_time_wait=RETRY_WAIT_SECONDS,  # type: ignore[arg-type]
                     ping_interval=PING_SECONDS,
                     max_outstanding_pings=PINGS_OUTSTANDING,
                     pending_size=0,
@@ -265,7 +268,7 @@ class NatsBus:
                 break
             except (TimeoutError, nats.errors.Error, OSError) as error:
                 log.warning("bus.connect_failed", urls=self._settings.urls, error=repr(error), next="retrying")
-                await asyncio.sleep(RECONNECT_WAIT_SECONDS)
+                await asyncio.sleep(RETRY_WAIT_SECONDS)
         self._jetstream = self._client.jetstream(timeout=JETSTREAM_TIMEOUT_SECONDS)
         for subscription in list(self._subscriptions):
             with _errors():

@@ -6,6 +6,8 @@ Laws:
 - Messages of one subscription reach it in the order in which the server sent them.
 - Whatever is not a whole message of such a subscription is nats-py's: it gets it unchanged, one item of the protocol
   at a time, so that its own parser never holds a part of one.
+- Who leaves a server goes to the one that was left longest ago (`ServerOrder`). nats-py shuffles its list before each
+  try, and one time in three comes back to the very server that was left because it was cut off from the others.
 - While much is heard the socket is read every GATHER_SECONDS and not at once, while very much is heard every
   GATHER_LONGER_SECONDS: otherwise each few messages cost a wake-up of the loop, which is more than the messages.
   Whatever comes over this connection is delayed by no more.
@@ -16,11 +18,13 @@ Does not know: what is subscribed, what a message means.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import nats.aio.client
 import structlog
-from nats.aio.client import DEFAULT_BUFFER_SIZE
+from nats.aio.client import DEFAULT_BUFFER_SIZE, Server
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
@@ -34,6 +38,8 @@ GATHER_FROM_PER_SECOND = 2_000.0
 GATHER_LONGER_SECONDS = 0.020
 GATHER_LONGER_FROM_PER_SECOND = 6_000.0
 _COUNTED_OVER_SECONDS = 0.1
+RETRY_WAIT_SECONDS = 0.5
+"""Between two tries to connect to the same server."""
 
 
 class ShortWayClient(nats.aio.client.Client):
@@ -45,6 +51,7 @@ class ShortWayClient(nats.aio.client.Client):
         self._ps = ShortWayParser(self)
         self._callbacks: dict[object, Callable[[Message], None]] = {}  # nats-py's callback → ours
         self.short_ways: dict[bytes, Callable[[Message], None]] = {}  # of the above those that got a message, by sid
+        self._order = ServerOrder()
 
     def open_short_way(self, long_way: object, callback: Callable[[Message], None]) -> None:
         """Messages of the subscription whose callback is `long_way` go to `callback` from now on."""
@@ -53,6 +60,18 @@ class ShortWayClient(nats.aio.client.Client):
     def close_short_way(self, long_way: object) -> None:
         if self._callbacks.pop(long_way, None) is not None:
             self.short_ways.clear()
+
+    @property
+    def server(self) -> str:
+        """`host:port` of the server that it is connected to, or was last; "" before the first."""
+        return str(self._current_server.uri.netloc) if self._current_server is not None else ""
+
+    def next_server(self, pool: Sequence[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        """nats-py's `reconnect_to_server_handler`: the server that is tried now, and for how long to wait before."""
+        if self.server:
+            self._order.left(self.server, time.monotonic())
+        netloc, wait_seconds = self._order.next([each.uri.netloc for each in pool], time.monotonic())
+        return next(each for each in pool if each.uri.netloc == netloc), wait_seconds
 
     async def gather(self, seconds: float) -> None:
         """Lets what comes lie in the socket for a moment. The connection may be another when this returns."""
@@ -72,6 +91,25 @@ class ShortWayClient(nats.aio.client.Client):
             if subscription is not None and (callback := self._callbacks.get(subscription._cb)) is not None:
                 self.short_ways[sid] = callback
         return callback
+
+
+class ServerOrder:
+    """Which server is tried next: one that was never left, else the one that was left longest ago; of equals the first
+    of the list, which the caller shuffles, so that the clients of a server that ends spread over the others."""
+
+    def __init__(self, wait_seconds: float = RETRY_WAIT_SECONDS) -> None:
+        self._wait_seconds = wait_seconds
+        self._left_at: dict[str, float] = {}
+
+    def left(self, server: str, now: float) -> None:
+        """A connection to `server` ended or could not be made. `now`: monotonic seconds."""
+        self._left_at[server] = now
+
+    def next(self, servers: Sequence[str], now: float) -> tuple[str, float]:
+        """The one to try and for how many seconds to wait first: none comes twice within `wait_seconds`."""
+        chosen = min(servers, key=lambda each: self._left_at.get(each, float("-inf")))
+        again_at = self._left_at.get(chosen, float("-inf")) + self._wait_seconds
+        return chosen, max(0.0, again_at - now)
 
 
 class _Pace:

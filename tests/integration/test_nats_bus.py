@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,27 @@ async def test_subscriptions_outlive_a_server_restart_and_nothing_is_sent_late(t
     finally:
         await bus.close()
         await server.stop()
+
+
+async def test_a_move_leads_to_another_server_each_time(tmp_path: Path) -> None:
+    """Of three servers none is come back to before the others were tried, however often one moves: the one that was
+    left may be cut off from the others, and answers all the same. One that is gone is passed over."""
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(nats_server(tmp_path / name)) for name in "abc"]
+        bus = await NatsBus.open(BusSettings(urls=tuple(server.url for server in servers)), "one")
+        stack.push_async_callback(bus.close)
+        await bus.wait_connected(10)
+        visited = [bus.server]
+        for _ in range(8):
+            epoch = bus.connection_epoch
+            await bus.move("for this test")
+            await until(lambda epoch=epoch: bus.connected and bus.connection_epoch > epoch)  # type: ignore[misc]
+            visited.append(bus.server)
+        assert all(len(set(visited[at : at + 3])) == 3 for at in range(len(visited) - 2)), visited
+        gone = next(server for server in servers if server.url.endswith(visited[-3]))
+        await gone.stop(kill=True)
+        await bus.move("for this test")
+        await until(lambda: bus.connected and bus.server == visited[-2], what=f"on {visited[-2]}")
 
 
 async def test_the_disconnect_of_another_client_is_heard_by_its_name(tmp_path: Path) -> None:

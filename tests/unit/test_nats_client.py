@@ -14,7 +14,7 @@ from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
 from protocol.bus import Message
-from protocol.nats_client import GATHER_LONGER_SECONDS, GATHER_SECONDS, ShortWayClient
+from protocol.nats_client import GATHER_LONGER_SECONDS, GATHER_SECONDS, ServerOrder, ShortWayClient
 from tests.simulation.loop import SimulatedLoop
 
 SHORT, LONG = b"1", b"2"
@@ -205,3 +205,31 @@ def test_what_the_former_connection_said_halfway_is_forgotten() -> None:
         return listener.happened
 
     assert [each[2] for each in asyncio.run(listen())] == [b"b"]
+
+
+@pytest.mark.parametrize(
+    ("left", "now", "expected"),
+    [
+        ([], 9.0, ("a", 0.0)),
+        ([("a", 9.0)], 9.0, ("b", 0.0)),
+        ([("a", 1.0), ("b", 9.0)], 9.0, ("c", 0.0)),
+        ([("a", 7.0), ("b", 9.0), ("c", 8.0)], 9.0, ("a", 0.0)),
+        ([("c", 8.8), ("a", 8.9), ("b", 9.0)], 9.0, ("c", 0.3)),
+    ],
+)
+def test_the_server_that_was_left_longest_ago_is_tried_next(
+    left: list[tuple[str, float]], now: float, expected: tuple[str, float]
+) -> None:
+    """Never the one that was just left while there is another, and none twice in a row without a pause."""
+    order = ServerOrder(wait_seconds=0.5)
+    for server, at in left:
+        order.left(server, at)
+    chosen, wait_seconds = order.next(["a", "b", "c"], now)
+    assert (chosen, wait_seconds) == (expected[0], pytest.approx(expected[1]))
+
+
+def test_a_single_server_is_tried_again_after_a_pause() -> None:
+    order = ServerOrder(wait_seconds=0.5)
+    order.left("a", 10.0)
+    assert order.next(["a"], 10.0) == ("a", 0.5)
+    assert order.next(["a"], 11.0) == ("a", 0.0)
