@@ -53,8 +53,8 @@ class CentreContact:
             contact = await self._round_trip(contact, step_seconds)
             decision = isolation.decide(contact, loop.time(), self._lease_seconds(), self._on_isolation())
             self._tell(decision)
-            await self._perhaps_move(loop.time())
-            delay = max(0.01, min(step_seconds, decision.next_check - loop.time()))
+            due_at = min(decision.next_check, await self._perhaps_move(loop.time()))
+            delay = max(0.01, min(step_seconds, due_at - loop.time()))
             try:
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
@@ -75,10 +75,16 @@ class CentreContact:
     def _heard_centre(self, message: Message) -> None:
         self._centre = isolation.word_heard(asyncio.get_running_loop().time())
 
-    async def _perhaps_move(self, now: float) -> None:
-        if self._bus.connected and isolation.should_move(self._centre, now, self._lease_seconds()):
-            self._centre = isolation.moved(self._centre, now)
-            await self._bus.move("the centre is not heard through this server")
+    async def _perhaps_move(self, now: float) -> float:
+        """When to look again, loop seconds."""
+        at = isolation.move_at(self._centre, self._lease_seconds())
+        if at is None or not self._bus.connected:
+            return float("inf")
+        if now < at:
+            return at
+        self._centre = isolation.moved(self._centre, now)
+        await self._bus.move("the centre is not heard through this server")
+        return now
 
     def _tell(self, decision: isolation.Decision) -> None:
         if decision.isolated != self.isolated:

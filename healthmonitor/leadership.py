@@ -87,7 +87,9 @@ class Leadership:
         self._aside_until = 0.0
         self._woken = asyncio.Event()
         self._turning = asyncio.Lock()
-        self._reached_at: float | None = None
+        self._reached_at: float | None = None  # when the lease was read or written last
+        self._proven_at: float | None = None  # when it was last seen that the store takes writes
+        self._newest_revision: int | None = None
         self._moved_at = float("-inf")
 
     def is_leader(self) -> bool:
@@ -114,9 +116,9 @@ class Leadership:
         return None if self._reached_at is None else _now() - self._reached_at
 
     def in_touch(self) -> bool:
-        """Whether it could within the last TTL: this monitor is where the bus's store is."""
-        silent = self.out_of_touch_seconds()
-        return silent is not None and silent < self._policy.ttl_seconds
+        """Whether the lease was written within the last TTL, by this monitor or another: this one is where the bus's
+        store is. That it could be read proves nothing: a server that was cut off goes on answering what it knew."""
+        return self._proven_at is not None and _now() - self._proven_at < self._policy.ttl_seconds
 
     def on_change(self, callback: Callable[[bool], None]) -> None:
         """`callback(is_leader)` after each change, from the loop."""
@@ -207,13 +209,22 @@ class Leadership:
         now = _now()
         if self._reached_at is None or not self._bus.connected:
             return
-        if now - max(self._reached_at, self._moved_at) >= self._policy.move_after_seconds:
+        proven_at = self._reached_at if self._proven_at is None else self._proven_at
+        unreached_for = now - max(self._reached_at, self._moved_at)
+        unproven_for = now - max(proven_at, self._moved_at)
+        patience_seconds = self._policy.move_after_seconds
+        # Where the store only has to elect, the lease is written again within a TTL of that.
+        if unreached_for >= patience_seconds or unproven_for >= patience_seconds + self._policy.ttl_seconds:
             self._moved_at = now
             await self._bus.move("the lease cannot be reached through this server")
 
     async def _look(self) -> None:
         entry = await (await self._opened()).get(KEY)
         self._reached_at = _now()
+        if entry is not None:
+            if self._newest_revision is not None and entry.revision > self._newest_revision:
+                self._proven_at = self._reached_at  # somebody wrote it since
+            self._newest_revision = max(entry.revision, self._newest_revision or 0)
         if entry is None:
             self._lease = None
             self._state = rules.seen(self._state, None, False, _now())
@@ -249,6 +260,7 @@ class Leadership:
             self._state = rules.refused(self._state, _now())
             return
         self._state = rules.written(revision, began_at)
+        self._proven_at, self._newest_revision = began_at, revision
         self._lease = lease
         if action is not LeaseAction.RENEW:
             log.info("lease taken", reason=reason, revision=revision)

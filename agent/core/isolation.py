@@ -51,8 +51,8 @@ def proven(contact: Contact, began_at: float) -> Contact:
 MOVE_AFTER_LEASES = 0.6
 """Early enough to be heard through another server within the lease; later than the centre's word is ever late for."""
 MOVES_AT_ONCE = 2
-"""So many moves wait no longer than the first: of three servers the second that is tried may be the one that was cut
-off, and the next try must still be heard within the lease."""
+"""So many moves wait no longer than the first: the second server that is tried may be the one that was cut off, and the
+third must still be heard within the lease."""
 MOVES_APART_MAX_LEASES = 40.0
 
 
@@ -70,13 +70,14 @@ def word_heard(now: float) -> Centre:
     return Centre(heard_at=now, waits_since=now)
 
 
-def should_move(centre: Centre, now: float, lease_seconds: float) -> bool:
-    """Whether another server should be tried. Never before the centre's word was heard once: an older centre says none.
-    After MOVES_AT_ONCE each further move waits twice as long as the one before: the centre may be what is away."""
+def move_at(centre: Centre, lease_seconds: float) -> float | None:
+    """When another server should be tried (loop seconds) unless the centre is heard before. None before its word was
+    heard once: an older centre says none. After MOVES_AT_ONCE each further move waits twice as long as the one before:
+    the centre may be what is away."""
     if centre.heard_at is None:
-        return False
+        return None
     leases = min(MOVES_APART_MAX_LEASES, MOVE_AFTER_LEASES * 2.0 ** max(0, centre.moves - MOVES_AT_ONCE + 1))
-    return now - centre.waits_since >= leases * lease_seconds
+    return centre.waits_since + leases * lease_seconds
 
 
 def moved(centre: Centre, now: float) -> Centre:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.isolation import Centre, Contact, Reason, decide, moved, proven, should_move, word_heard
+from agent.core.isolation import Centre, Contact, Reason, decide, move_at, moved, proven, word_heard
 from protocol.spec import OnIsolation
 
 LEASE = 15.0
@@ -54,17 +54,16 @@ def test_a_proof_counts_from_when_its_question_was_asked() -> None:
 
 def test_another_server_is_tried_when_the_centres_word_fails_to_come() -> None:
     """Well within the lease, twice; then at intervals that double; never before it was heard once."""
-    assert not should_move(Centre(), 10_000.0, LEASE)
+    assert move_at(Centre(), LEASE) is None
     centre = word_heard(100.0)
-    assert not should_move(centre, 108.9, LEASE)
-    assert should_move(centre, 109.0, LEASE)
+    assert move_at(centre, LEASE) == 109.0
     waits = []
     now = 109.0
     for _ in range(9):
         centre = moved(centre, now)
-        before = now
-        while not should_move(centre, now, LEASE):
-            now += 1.0
-        waits.append(now - before)
+        at = move_at(centre, LEASE)
+        assert at is not None
+        waits.append(at - now)
+        now = at
     assert waits == [9.0, 18.0, 36.0, 72.0, 144.0, 288.0, 576.0, 600.0, 600.0]
-    assert not should_move(word_heard(now), now + 8.9, LEASE)
+    assert move_at(word_heard(now), LEASE) == now + 9.0
