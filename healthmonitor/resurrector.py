@@ -44,6 +44,7 @@ from healthmonitor.journal import CorruptRecord, Journal, Superseded
 from healthmonitor.leadership import Leadership
 from healthmonitor.spares import Spares
 from healthmonitor.steps.context import InstanceGone, NotOurs, StepContext, Tools
+from healthmonitor.steps.lost_vm import came_back
 from healthmonitor.steps.taking import take
 from healthmonitor.sweeper import Sweeper
 from protocol.bus import BusUnavailable
@@ -507,8 +508,13 @@ class Resurrector:
         if operation.hold in _HELD_BY_CIRCUMSTANCES:
             # Looked at whenever they may have changed; a retry of what failed waits its time out.
             return await self._until_circumstances(operation, woken, left)
+        if operation.step is Step.FENCE and self._came_back(operation):
+            return True  # taking the step ends the operation, before the VM may fall silent again
         await self._wait(woken, left)
         return False
+
+    def _came_back(self, operation: Operation) -> bool:
+        return came_back(operation, self._tools.fleet, self._unix_time(), asyncio.get_running_loop().time())
 
     async def _until_circumstances(self, operation: Operation, woken: asyncio.Event, seconds: float) -> bool:
         if operation.step is Step.CONFIRM:

@@ -20,9 +20,9 @@ from healthmonitor.clouds.cloud import (
     VmObservation,
 )
 from healthmonitor.core.guard import FLEET
-from healthmonitor.core.judgement import Verdict
+from healthmonitor.core.judgement import FleetView, Verdict
 from healthmonitor.core.operation import AliveAgain, Done, Failed, Held, Outcome
-from healthmonitor.core.records import Hold, OperationKind, VmBinding
+from healthmonitor.core.records import Hold, Operation, OperationKind, VmBinding
 from healthmonitor.steps.context import StepContext
 from protocol.ids import VmCid
 
@@ -177,7 +177,8 @@ async def fence(context: StepContext) -> Outcome:
         return Done("no VM to fence")
     if context.operation.fence_proof:
         return Done("proven before")
-    if _came_back(context, vm):
+    loop = asyncio.get_running_loop()
+    if came_back(context.operation, context.tools.fleet, context.tools.unix_time(), loop.time()):
         context.present.alive_again(context.instance)
         return AliveAgain("its agent was heard again before it was fenced")
     cid = await _cid_of(context, vm)
@@ -205,20 +206,22 @@ async def fence(context: StepContext) -> Outcome:
             )
 
 
-def _came_back(context: StepContext, vm: VmBinding) -> bool:
-    """Whether a lost VM that could not be fenced, or was not yet, lives after all. (One that this operation made, or
-    that is replaced on purpose, is fenced in any case.)"""
-    operation = context.operation
-    if operation.kind is not OperationKind.RESURRECT or operation.vms_lost:
+def came_back(operation: Operation, fleet: FleetView, unix_time: float, now: float) -> bool:
+    """Whether a lost VM that could not be fenced, or was not yet, lives after all: it was heard since it was lost. (One
+    that this operation made, or that is replaced on purpose, is fenced in any case.) `now`: loop seconds."""
+    vm = operation.old_vm
+    if vm is None or operation.kind is not OperationKind.RESURRECT or operation.vms_lost or operation.fence_proof:
         return False
-    if operation.hold is Hold.UNFENCED or operation.attempts:  # tried, and not proven: it was missing, and is heard
-        return context.tools.fleet.verdict(vm.agent_id) is Verdict.ALIVE
-    # Before the first try: only what it said since it was lost counts, for it may have been heard just before that. A
-    # wall clock that was set forward meanwhile spares one that is off; it is missed again at once.
-    lost_for = context.tools.unix_time() - operation.started_at
-    if lost_for < 0:
-        return False
-    return context.tools.fleet.heard_after(vm.agent_id, asyncio.get_running_loop().time() - lost_for)
+    if operation.hold is Hold.UNFENCED or operation.attempts:  # tried, and not proven: it was missing
+        match fleet.verdict(vm.agent_id):
+            case Verdict.ALIVE:
+                return True
+            case Verdict.MISSING:
+                return False
+    # It may have been heard just before it was lost, so that only what it said since then counts. A wall clock that was
+    # set forward meanwhile spares one that is off; it is missed again at once.
+    lost_for = unix_time - operation.started_at
+    return lost_for >= 0 and fleet.heard_after(vm.agent_id, now - lost_for)
 
 
 async def delete_vm(context: StepContext) -> Outcome:

@@ -44,7 +44,7 @@ def digests(output: str) -> list[str]:
     ("scenario", "seeds"),
     [
         ("mixed", "0-4"),
-        ("killing", "0,5,313,315"),
+        ("killing", "0,5,313,315,357212158"),
         ("restarts", "0,2,7"),
         ("lateness", "0-1,848117370"),
         ("together", "3-5,8"),

@@ -124,10 +124,11 @@ class ProcessBench:
         return next(each.size_mib for each in await self.cloud.list_disks() if each.disk_cid == disk)
 
     async def _signalled(self, vm: VmCid, number: signal.Signals, power: Power) -> None:
-        self.cloud.signal(vm, number)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + 10.0
         while (await self.cloud.observe(vm)).power is not power:
+            # Each time: a process that was started a moment ago has no command line to find it by yet.
+            self.cloud.signal(vm, number)
             assert loop.time() < deadline, f"{vm} is not {power.value}"
             await asyncio.sleep(0.01)
 
