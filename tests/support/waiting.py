@@ -5,19 +5,37 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Literal, TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
 async def until(
-    predicate: Callable[[], T | Awaitable[T]], seconds: float = 15.0, what: str = "", every_seconds: float = 0.02
-) -> T:
+    predicate: Callable[[], Awaitable[T | None]],
+    seconds: float = ...,
+    what: str = ...,
+    every_seconds: float = ...,
+) -> T: ...
+
+
+@overload
+async def until(
+    predicate: Callable[[], T | Literal[False] | None],
+    seconds: float = ...,
+    what: str = ...,
+    every_seconds: float = ...,
+) -> T: ...
+
+
+async def until(
+    predicate: Callable[[], object], seconds: float = 15.0, what: str = "", every_seconds: float = 0.02
+) -> object:
     """The first true value of `predicate` (sync or async); AssertionError with `what` and the last value after
     `seconds`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    value: T | None = None
+    value: object = None
     while True:
         result = predicate()
         value = await result if inspect.isawaitable(result) else result
