@@ -5,8 +5,6 @@ Does not know: other agents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from healthmonitor.core.judgement import Verdict
@@ -34,9 +32,9 @@ class Agent(msgspec.Struct, gc=False, eq=False):
     judged: Judged = UNHEARD
 
 
-@dataclass(frozen=True, slots=True)
-class AgentView:
-    """One agent at one moment, as evaluating needs it."""
+class AgentView(msgspec.Struct, frozen=True, gc=False):
+    """One agent at one moment, as evaluating needs it. A struct, because making a dataclass would be a good part of
+    what evaluating an instance costs."""
 
     agent: AgentId
     verdict: Verdict

@@ -7,14 +7,15 @@ next step that a person can type.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from healthmonitor.core.policy import Policy
 from healthmonitor.core.records import Severity
 
 
-@dataclass(frozen=True, slots=True)
-class Deviation:
+class Deviation(msgspec.Struct, frozen=True, gc=False):
     """Expected is not actual. `subject`: an instance id, `<instance>/<container or disk>`, an agent, a deployment,
     "fleet" or "monitor". It becomes an incident when it has lasted for `after_seconds`."""
 
@@ -25,10 +26,10 @@ class Deviation:
     detail: str
     next_step: str
     after_seconds: float
-    key: str = field(init=False, compare=False, repr=False)  # asked for in every turn
+    key: str = ""  # made of kind and subject; kept, because it is asked for in every turn
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", f"{self.kind}:{self.subject}")
+        msgspec.structs.force_setattr(self, "key", f"{self.kind}:{self.subject}")
 
 
 @dataclass(frozen=True, slots=True)

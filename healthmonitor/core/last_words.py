@@ -37,8 +37,8 @@ class Words(msgspec.Struct, gc=False, eq=False):
     claims: str = ""
     whole: bytes = b""
     pattern: bytes | None = None  # what `whole` is packed by; None: it is not packed
-    packed_in: int = -1  # which two minutes, its own (`beat`)
-    beat: int = 0  # seconds by which they differ from others', so that not all are packed at once
+    pack_at: float = 0.0  # when the whole will be too old
+    beat: int = 0  # seconds by which that differs from others', so that not all are packed at once
 
 
 class Archive:
@@ -59,9 +59,8 @@ class Archive:
             words.whole = payload
             words.pattern = None
             return news
-        period = (int(at) + words.beat) // REPACK_SECONDS
-        if news or period != words.packed_in:
-            words.packed_in = period
+        if news or at >= words.pack_at:
+            words.pack_at = at - (at + words.beat) % REPACK_SECONDS + REPACK_SECONDS
             self._pack(words, glance.deployment, payload)
         return news
 

@@ -196,8 +196,7 @@ class Hearing:
     mass: str = ""  # why silence proves nothing although the monitor hears: too many at once
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(msgspec.Struct, frozen=True, gc=False):
     verdict: Verdict
     because: Because
     evidence: str = ""  # one sentence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from healthmonitor.core.agent_state import AgentView
@@ -320,7 +321,9 @@ def test_strangers_are_reported_after_a_while_and_old_vms_as_what_they_are() -> 
     fresh = AgentView(AgentId("b"), Verdict.ALIVE, "", Glance(), 0, 0, 5, *LEASES)
     old = AgentView(AgentId("c"), Verdict.ALIVE, "", Glance(resurgam=HEARD), 0, 0, 5, *LEASES, claims="shop/db/0")
     # Replaced, fenced and deleted: its last word is older than a lease, so it does not speak.
-    gone = replace(old, agent=AgentId("d"), heartbeats_missing_seconds=POLICY.liveness.lease_seconds, known_seconds=54)
+    gone = msgspec.structs.replace(
+        old, agent=AgentId("d"), heartbeats_missing_seconds=POLICY.liveness.lease_seconds, known_seconds=54
+    )
     found = {(each.kind, each.subject): each for each in evaluate_strangers([bosh, fresh, old, gone], POLICY)}
     assert set(found) == {("agent_stranger", "a"), ("job_failing", "a"), ("agent_duplicate", "c")}
     assert found["agent_duplicate", "c"].severity is Severity.ALERT
@@ -329,7 +332,7 @@ def test_strangers_are_reported_after_a_while_and_old_vms_as_what_they_are() -> 
 def test_a_bosh_agent_that_nobody_expects_speaks_for_as_long_as_its_own_cadence() -> None:
     """It beats every 30 s: 20 s after its last heartbeat it has not fallen silent, 50 s after it has."""
     bosh = AgentView(AgentId("a"), Verdict.ALIVE, "", Glance(deployment="cf", job="nats"), 20, 20, 61, 60.0, 45.0)
-    gone = replace(bosh, heartbeats_missing_seconds=50)
+    gone = msgspec.structs.replace(bosh, heartbeats_missing_seconds=50)
     assert [each.kind for each in evaluate_strangers([bosh, gone], POLICY)] == ["agent_stranger"]
 
 
