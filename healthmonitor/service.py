@@ -70,7 +70,7 @@ log = structlog.get_logger("service")
 
 JOURNAL_RETRY_SECONDS = 0.5
 STILL_WAITING_SECONDS = 10.0
-COLLECTED_AT = (10_000, 10, 50)
+COLLECTED_AT = (2_000, 10, 20)
 """The collector's thresholds (objects, then times). A loss makes hundreds of thousands of small values, nearly none of
 them part of a cycle; at Python's own 700 the collector would run hundreds of times a second for nothing."""
 
