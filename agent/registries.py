@@ -54,9 +54,8 @@ def _write_mirrors(mirrors: tuple[str, ...], file: Path) -> bool:
         return False
     if not isinstance(known, dict) or tuple(known.get(MIRRORS_KEY) or ()) == mirrors:
         return False
-    changed = {key: value for key, value in known.items() if key != MIRRORS_KEY}
-    if mirrors:
-        changed[MIRRORS_KEY] = list(mirrors)
+    # Empty where there were some: an engine that finds no key when it reads its configuration again keeps what it had.
+    changed = {**known, MIRRORS_KEY: list(mirrors)}
     file.parent.mkdir(parents=True, exist_ok=True)
     return _replace(file, json.dumps(changed, indent=2) + "\n")
 

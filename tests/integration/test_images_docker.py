@@ -29,6 +29,7 @@ from tests.support.dockerd import IMAGE, SECOND_IMAGE, OwnDocker, own_docker, ro
 from tests.support.images import MadeImage
 from tests.support.nats import nats_server
 from tests.support.registry import ADDRESS, PASSWORD, Registry, login, own_address, registry
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
 
@@ -173,6 +174,50 @@ async def test_a_registry_with_login_and_authority_a_name_that_moves_and_the_sto
         await put(site.blobs, name, ONE)
         assert await site.images.provide(name, PullPolicy.MISSING, pin) == f"{name} from the image store"
         assert await site.engine.image_present(ONE.image_id)
+
+
+async def test_an_image_of_docker_hub_comes_from_the_mirror(site: Site, docker: OwnDocker, tmp_path: Path) -> None:
+    """Told to the engine while it runs, in its configuration: the name stays the one of Docker Hub, which cannot be
+    reached; taken away again, nobody gives the image any more."""
+    tls = make_authority(tmp_path / "tls", address=ADDRESS)
+    certificates = Path("/etc/docker/certs.d")
+    with own_address():
+        async with registry(tmp_path / "registry", tls, asks_for_login=False) as server:
+            authorities = {server.host: tls.ca_file.read_text()}
+            told = AgentSettings(AgentId("a"), BusSettings(())).with_registries(
+                RegistrySettings({}, (f"https://{server.host}",), authorities)
+            )
+            try:
+                registries.write(told)  # the authority, where each engine of this machine looks for it
+                push(docker, tmp_path, server, f"{server.host}/library/mirrored:1", ONE)
+                await told_to(docker, told)
+                assert await site.images.provide("mirrored:1", PullPolicy.MISSING) == "mirrored:1 from its registry"
+                container = ContainerSpec(ContainerName("aa"), "mirrored:1", network_mode="none")
+                await site.engine.start(await site.engine.create("shop/db/0", container, {}))
+                (seen,) = await site.engine.look()
+                assert seen.image_id == ONE.image_id
+                docker.remove_all()
+                docker.docker("rmi", "-f", ONE.image_id)
+            finally:
+                registries.write(AgentSettings(AgentId("a"), BusSettings(())))
+                with contextlib.suppress(OSError):
+                    (certificates / server.host).rmdir()
+            await told_to(docker, AgentSettings(AgentId("a"), BusSettings(())))
+            with pytest.raises(ImageMissing):
+                await site.images.provide("mirrored:1", PullPolicy.ALWAYS)
+
+
+async def told_to(docker: OwnDocker, settings: AgentSettings) -> None:
+    """As the agent does it: written down, and the engine asked to read it again."""
+    assert registries.write(settings, docker.directory)
+    await docker.daemon.reload()
+    wanted = [f"{each}/" for each in settings.registry_mirrors]
+
+    def known() -> bool:
+        said = docker.docker("info", "--format", "{{json .RegistryConfig.Mirrors}}").stdout
+        return (json.loads(said) or []) == wanted
+
+    await until(known, 15, f"the engine's mirrors are {wanted}")
 
 
 def push(docker: OwnDocker, directory: Path, server: Registry, name: str, made: MadeImage) -> None:

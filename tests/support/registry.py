@@ -49,7 +49,9 @@ def own_address() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def registry(directory: Path, tls: Authority, port: int = 0) -> AsyncIterator[Registry]:
+async def registry(
+    directory: Path, tls: Authority, port: int = 0, asks_for_login: bool = True
+) -> AsyncIterator[Registry]:
     """Ended at the end; its images stay in `directory`, for the next one."""
     directory.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -57,13 +59,14 @@ async def registry(directory: Path, tls: Authority, port: int = 0) -> AsyncItera
         ("htpasswd", "-nbB", USER, PASSWORD), check=True, capture_output=True, text=True, timeout=30
     ).stdout
     (directory / "htpasswd").write_text(hashed)
+    auth = f"auth: {{htpasswd: {{realm: test, path: {directory / 'htpasswd'}}}}}" if asks_for_login else ""
     configuration = directory / "registry.yml"
     configuration.write_text(f"""\
 version: 0.1
 log: {{level: warn}}
 storage: {{filesystem: {{rootdirectory: {directory / "images"}}}}}
 http: {{addr: "{ADDRESS}:{port}", tls: {{certificate: {tls.certificate_file}, key: {tls.key_file}}}}}
-auth: {{htpasswd: {{realm: test, path: {directory / "htpasswd"}}}}}
+{auth}
 """)
     async with process("docker-registry", "serve", str(configuration), environment=dict(os.environ)):
         await until(lambda: _listens(port), what=f"the registry on {port}")

@@ -45,7 +45,8 @@ def test_mirrors_are_one_key_of_the_daemons_configuration(tmp_path: Path) -> Non
     assert json.loads(file.read_text()) == {"live-restore": True, "registry-mirrors": ["https://mirror.example"]}
     assert registries.write(told, tmp_path) is False
     assert registries.write(settings(), tmp_path) is True
-    assert json.loads(file.read_text()) == {"live-restore": True}
+    assert json.loads(file.read_text()) == {"live-restore": True, "registry-mirrors": []}
+    assert registries.write(settings(), tmp_path) is False
     file.write_text("{")
     assert registries.write(told, tmp_path) is False
     assert file.read_text() == "{"
