@@ -303,6 +303,19 @@ def test_a_mass_that_falls_silent_and_comes_back_is_judged_some_at_a_time(monkey
     assert not site.fleet._standing.silent_count
 
 
+def test_those_who_speak_never_make_a_decision_follow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: once, each had a timer that ran out with every heartbeat, of 100,000 more at a time than
+    one decision took, and the monitor turned nearly twice as often as there was news."""
+    monkeypatch.setattr(fleet_module, "DUE_MAX", 10)
+    site = Site(400)
+    site.beat_at = {agent: site.now + 5.0 * n / 400 for n, agent in enumerate(site.agents)}
+    site.run(60)
+    for _ in range(80):
+        decision = site.run(0.25)
+        assert decision.asks == ()
+        assert decision.next_check >= site.now + fleet_module.DUE_APART_SECONDS
+
+
 def test_many_silent_ones_cost_what_is_learned_of_them() -> None:
     """A decision in which nothing was learned and nobody's time has come looks at nobody, however many are silent."""
     site = Site(300)
