@@ -21,12 +21,13 @@ from pathlib import Path
 
 from healthmonitor.channels.build import build_channels
 from healthmonitor.channels.channel import Channel
+from healthmonitor.clouds.cloud import Power
 from healthmonitor.core.configuration import ChannelConfiguration
 from healthmonitor.core.judgement import Judgement
 from healthmonitor.core.policy import MeltdownPolicy
 from protocol.ids import InstanceId, VmCid
 from tests.bench.supervised import quiet
-from tests.integration.test_monitor_bus import POLICY, FakeAgent, Power, RecordingResurrector, Site
+from tests.integration.test_monitor_bus import POLICY, FakeAgent, RecordingResurrector, Site
 from tests.support.nats import free_port, nats_server
 from tests.support.waiting import until
 

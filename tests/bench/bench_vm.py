@@ -66,7 +66,8 @@ def main() -> None:
 
 def report(network: str, rounds: list[Round]) -> None:
     def median(name: str) -> float:
-        return statistics.median(getattr(each, name) for each in rounds)
+        values: list[float] = [getattr(each, name) for each in rounds]
+        return statistics.median(values)
 
     total, own = median("total"), median("own")
     totals = sorted(each.total for each in rounds)

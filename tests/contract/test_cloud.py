@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,17 +66,13 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
                 yield docker_made
 
 
-def of_real_providers(test: Callable[..., object]) -> Callable[..., object]:
-    """For what the simulated cloud does not have: stemcells, files to lose, a delete that fences by itself."""
-    return pytest.mark.parametrize("bench", REAL_PROVIDERS, indirect=True)(test)
-
+of_real_providers = pytest.mark.parametrize("bench", REAL_PROVIDERS, indirect=True)
+"""For what the simulated cloud does not have: stemcells, files to lose, a delete that fences by itself."""
 
 SNAPSHOTTING = [pytest.param("qemu", marks=pytest.mark.vm)]
 
-
-def of_reshaping_providers(test: Callable[..., object]) -> Callable[..., object]:
-    """For what some clouds offer beside the port (`Reshaping`)."""
-    return pytest.mark.parametrize("bench", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)(test)
+of_reshaping_providers = pytest.mark.parametrize("bench", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)
+"""For what some clouds offer beside the port (`Reshaping`)."""
 
 
 async def test_a_key_makes_one_vm(bench: CloudBench) -> None:
@@ -318,7 +314,7 @@ async def test_a_disk_grows_and_never_shrinks(bench: CloudBench) -> None:
     with pytest.raises(CloudRefused):
         await bench.cloud.resize_disk(disk, 47)
     (summary,) = await bench.cloud.list_disks()
-    assert (summary.size_mib, summary.holders) == (48, {vm})
+    assert (summary.size_mib, summary.holders) == (48, frozenset({vm}))
 
 
 @pytest.mark.parametrize("filesystem", FILESYSTEMS)
@@ -355,7 +351,7 @@ async def test_growing_is_finished_after_a_crash(bench: CloudBench, suspensions:
     await bench.another().resize_disk(disk, 48)
     assert await bench.seen_mib(disk) == 48
     (summary,) = await bench.cloud.list_disks()
-    assert (summary.size_mib, summary.holders) == (48, {vm})
+    assert (summary.size_mib, summary.holders) == (48, frozenset({vm}))
 
 
 @pytest.mark.parametrize("bench", SNAPSHOTTING, indirect=True)

@@ -165,9 +165,11 @@ async def test_an_equal_revision_is_applied_again_and_keeps_a_persons_word(calle
     await caller.call("apply", plain(make_spec(3)))
     await caller.call_to_end("stop", ["redis"])
     await caller.call("apply", plain(make_spec(3)))
-    assert agent.desired.spec is not None
-    assert agent.desired.spec.stopped_containers == ("redis",)
+    held = agent.desired.spec
+    assert held is not None
+    assert held.stopped_containers == ("redis",)
     await caller.call("apply", plain(make_spec(4)))
+    assert agent.desired.spec is not None
     assert agent.desired.spec.stopped_containers == ()
 
 

@@ -186,8 +186,8 @@ async def test_killed_anywhere_every_incident_is_told_and_little_twice(tmp_path:
         await HeardAlerts(agent, alert_incident).open()  # as the first monitor that ever led did
         while kills < KILLS:
             fresh = [incident(f"shop/db/{next(names)}", at=time.time()) for _ in range(random.randint(1, 3))]
-            for each in fresh:
-                world.opened[each.key] = world.wrong[each.key] = each
+            for opened in fresh:
+                world.opened[opened.key] = world.wrong[opened.key] = opened
             number = next(names)
             sent = Alert("disk is hot", 3, 1, id=f"alert-{number}")
             await agent.publish(subjects.to_monitor(AgentMessage.ALERT, AgentId("a-1")), alert.encode(sent))
@@ -208,8 +208,8 @@ async def test_killed_anywhere_every_incident_is_told_and_little_twice(tmp_path:
                     kills += not ends
                     for receiver, length in zip(world.receivers, before, strict=True):
                         known = {each.id for each in receiver.taken[:length]}
-                        fresh = {each.id for each in receiver.taken[length:]} - known
-                        doubled = len(receiver.taken) - length - len(fresh)
+                        new = {each.id for each in receiver.taken[length:]} - known
+                        doubled = len(receiver.taken) - length - len(new)
                         assert doubled <= 1, f"seed {seed}: {receiver.name} was told {doubled} again after one kill"
                         again[receiver.name] += doubled
         print(f"seed {seed}: {len(world.opened)} incidents, {kills} kills, doubled by life: {again}")

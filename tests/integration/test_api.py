@@ -635,7 +635,7 @@ async def test_the_page_of_an_incident_opens_by_its_link_and_by_no_other(site: S
     await site.journal.append_event(Event(950.0, "operation.step", "shop/db/0", "fenced & <b>deleted</b>"))
     await site.journal.append_event(Event(950.0, "operation.step", "shop/db/1", "another's"))
     address = links.link("", ADMIN, vm.key, 1000.0) or links.link("http://x", ADMIN, vm.key, 1000.0)[len("http://x") :]
-    stranger: dict[str, str | None] = {"Authorization": ""}
+    stranger = {"Authorization": ""}
     opened = await site.http.get(address, headers=stranger)
     assert opened.status_code == 200, opened.text
     assert opened.headers["content-type"].startswith("text/html")

@@ -16,7 +16,7 @@ from healthmonitor.core.records import Severity
 from tests.support.certificates import make_authority
 from tests.support.debian_servers import alertmanager, listens, postfix
 from tests.support.notifications import OPENED, many, nasty, notification, resolved
-from tests.support.receivers import http_receiver, mail_server
+from tests.support.receivers import Request, http_receiver, mail_server
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.servers
@@ -125,12 +125,12 @@ async def test_alertmanager_takes_whatever_comes(tmp_path: Path) -> None:
         await down.close()
 
 
-def _told(requests: list[object], status: str) -> list[str]:
+def _told(requests: list[Request], status: str) -> list[str]:
     """Severities of the alerts with this status that the receiver was told of, each once."""
     found = {
         alert["labels"]["severity"]
         for request in requests
-        for alert in request.json()["alerts"]  # type: ignore[attr-defined]
+        for alert in request.json()["alerts"]
         if alert["status"] == status
     }
     return sorted(found)

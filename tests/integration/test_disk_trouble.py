@@ -53,8 +53,8 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
         image = tmp_path / f"{name}.raw"
         with image.open("wb") as file:
             file.truncate(size_mib * MIB)
-        loop = subprocess.run(["losetup", "--find", "--show", str(image)], check=True, capture_output=True, text=True)
-        loops.append(loop.stdout.strip())
+        made = subprocess.run(["losetup", "--find", "--show", str(image)], check=True, capture_output=True, text=True)
+        loops.append(made.stdout.strip())
         disks.append(DiskSpec(DiskName(name), DiskCid(f"d-{name}"), device=loops[-1], size_mib=size_mib))
     keeper = DiskKeeper(
         DiskTools(tmp_path / "disks", tmp_path / "by-id"),

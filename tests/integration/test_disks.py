@@ -122,6 +122,12 @@ def partition_table(device: str) -> None:
     write_at(device, 0, (b"\0" * 446 + entry).ljust(510, b"\0") + b"\x55\xaa")
 
 
+def broken_ext4(device: str) -> None:
+    """Without its superblock."""
+    run("mkfs.ext4", "-q", device)
+    write_at(device, 1024, b"\0" * 512)
+
+
 FOREIGN: dict[str, tuple[Callable[[str], object], str]] = {
     "another file system": (lambda device: run("mkfs.ext2", "-q", device), "foreign signature: ext2"),
     "swap": (lambda device: run("mkswap", device), "foreign signature"),
@@ -129,10 +135,7 @@ FOREIGN: dict[str, tuple[Callable[[str], object], str]] = {
     "a disk of LUKS": (lambda device: write_at(device, 0, b"LUKS\xba\xbe\x00\x01" + b"\0" * 500), "signature|empty"),
     "data at its start": (lambda device: write_at(device, 4096, b"precious"), "not empty: its first MiB"),
     "data at its end": (lambda device: write_at(device, SIZE_MIB * MIB - 8, b"precious"), "not empty: its last MiB"),
-    "a broken ext4": (
-        lambda device: (run("mkfs.ext4", "-q", device), write_at(device, 1024, b"\0" * 512)),
-        "not empty|signature",
-    ),
+    "a broken ext4": (broken_ext4, "not empty|signature"),
 }
 
 
@@ -288,7 +291,7 @@ async def test_the_keeper_mounts_reports_and_remounts(bench: Bench, tmp_path: Pa
     task = asyncio.create_task(keeper.run())
     try:
         await until(lambda: keeper.mounted(), what="the disk is mounted")
-        report = await until(lambda: keeper.reports()[0].size_mib and keeper.reports()[0])
+        report = await until(lambda: next((each for each in keeper.reports() if each.size_mib), None))
         assert (report.state, report.percent < 50) == (DiskState.MOUNTED, True)
         run("umount", bench.tools.directory(wanted))
         await until(lambda: {} in told[1:], what="the loss is told", seconds=20)

@@ -54,7 +54,11 @@ async def test_heartbeats_get_through_while_several_vms_fetch(tmp_path: Path) ->
         for count in range(1, HEARTBEATS + 1):
             for number, bus in enumerate(buses):
                 await bus.publish(f"hm.agent.heartbeat.vm-{number}", b"{}")
-            await until(lambda count=count: list(heard.values()) == [count] * VMS, what=f"heartbeat {count} of all")
+
+            def all_heard(count: int = count) -> bool:
+                return list(heard.values()) == [count] * VMS
+
+            await until(all_heard, what=f"heartbeat {count} of all")
         assert not any(task.done() for task in fetching)
         rate = 1 << 30
         assert await asyncio.gather(*fetching) == [LARGE.image_id] * VMS

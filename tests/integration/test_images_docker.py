@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import json
@@ -124,7 +123,7 @@ async def test_images_of_the_engine_are_known_by_their_layers(docker: OwnDocker)
     assert all(each and each[0].startswith("sha256:") for each in layers)
     assert await docker.engine().image_present(IMAGE)
     assert await docker.engine().image_present(SECOND_IMAGE)
-    assert await asyncio.gather(docker.engine().image_present("nothing:1")) == [False]
+    assert not await docker.engine().image_present("nothing:1")
 
 
 async def test_a_registry_with_login_and_authority_a_name_that_moves_and_the_store_when_it_is_gone(

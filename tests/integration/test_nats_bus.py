@@ -56,9 +56,12 @@ async def test_a_move_leads_to_another_server_each_time(tmp_path: Path) -> None:
         await bus.wait_connected(10)
         visited = [bus.server]
         for _ in range(8):
-            epoch = bus.connection_epoch
+
+            def moved(epoch: int = bus.connection_epoch) -> bool:
+                return bus.connected and bus.connection_epoch > epoch
+
             await bus.move("for this test")
-            await until(lambda epoch=epoch: bus.connected and bus.connection_epoch > epoch)  # type: ignore[misc]
+            await until(moved)
             visited.append(bus.server)
         assert all(len(set(visited[at : at + 3])) == 3 for at in range(len(visited) - 2)), visited
         gone = next(server for server in servers if server.url.endswith(visited[-3]))

@@ -63,7 +63,7 @@ def pip(*arguments: str) -> None:
 
 def test_an_installed_wheel_has_all_that_a_stemcell_needs(wheel: Path, installed: Path, tmp_path: Path) -> None:
     """Units, pinned versions and the agent itself are found there, and make the very agent that the wheel holds."""
-    command = [installed, "-I", "-c", LOOK, tmp_path / "cache", wheel]
+    command: list[str | Path] = [installed, "-I", "-c", LOOK, tmp_path / "cache", wheel]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -78,7 +78,7 @@ def test_an_installed_wheel_has_all_that_a_stemcell_needs(wheel: Path, installed
 
 def test_init_of_an_installed_wheel_names_units_that_are_there(installed: Path, tmp_path: Path) -> None:
     """The directory that it says to copy them from exists."""
-    command = [installed, "-I", "-m", "healthmonitor.cli", "--dir", tmp_path / "etc", "init"]
+    command: list[str | Path] = [installed, "-I", "-m", "healthmonitor.cli", "--dir", tmp_path / "etc", "init"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "resurgam-healthmonitor.service from" in line)

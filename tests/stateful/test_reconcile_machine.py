@@ -180,7 +180,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert report.settled
         expected = ContainerState.STOPPED if self.stopped else ContainerState.RUNNING
         assert {item.name: item.state for item in report.containers} == dict.fromkeys(self.versions, expected)
-        images = {seen.name: seen.image_id for seen in self.engine.all()}
+        images: dict[str, str] = {seen.name: seen.image_id for seen in self.engine.all()}
         assert all(images[name] == f"{name}:{self.versions[name]}" for name in wanted)
         latest = {name: at for at, name in self.engine.starts}
         for name in wanted:

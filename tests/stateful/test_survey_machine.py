@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from healthmonitor.core import survey
+from healthmonitor.core.deviations import Deviation
 from healthmonitor.core.evaluation import Expectations, evaluate, evaluate_strangers
 from healthmonitor.core.fleet import Fleet
 from healthmonitor.core.manifest import InstanceGroup, UpdatePolicy, VmSize
@@ -202,7 +203,7 @@ class SurveyMachine(RuleBasedStateMachine):
         under_way = {key: each for key, each in self.operations.items() if each.step is not Step.DONE}
         for instance in INSTANCES:
             record = self.records.get(instance)
-            wanted = ()
+            wanted: tuple[Deviation, ...] = ()
             if record is not None:
                 view = self.fleet.view(record.vm.agent_id, self.now) if record.vm is not None else None
                 wanted = evaluate(record, under_way.get(instance), view, Expectations(), POLICY)

@@ -25,7 +25,7 @@ from agent.vitals import Vitals
 from protocol import envelope, heartbeat
 from protocol.bus import Bus, Message
 from protocol.envelope import Request
-from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Heartbeat
+from protocol.heartbeat import ContainerReport, ContainerState, EngineState, Extension, Heartbeat
 from protocol.ids import (
     AgentId,
     ContainerName,
@@ -330,9 +330,14 @@ class Heard:
     beat: Heartbeat
 
     @property
-    def sequence(self) -> int:
+    def ours(self) -> Extension:
+        """Our keys, which every heartbeat of our agent has."""
         assert self.beat.resurgam is not None
-        return self.beat.resurgam.sequence
+        return self.beat.resurgam
+
+    @property
+    def sequence(self) -> int:
+        return self.ours.sequence
 
 
 async def listen(bus: Bus) -> list[Heard]:

@@ -116,7 +116,10 @@ class PlainKnowledge:
 
 def subject_of(about: Incident) -> Subject:
     instance = instance_of(about)
-    return Subject(*instance.split("/")[:2], instance) if instance else Subject()
+    if not instance:
+        return Subject()
+    deployment, group, _ = instance.split("/")
+    return Subject(deployment, group, instance)
 
 
 def alert_incident(agent: AgentId, alert: Alert) -> Incident:

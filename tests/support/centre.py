@@ -141,10 +141,9 @@ clouds:
             return last if fine else None
 
         try:
-            found = await until(good, seconds, f"{instance} runs", every_seconds=0.05)
+            found: dict[str, Any] = await until(good, seconds, f"{instance} runs", every_seconds=0.05)
         except AssertionError as error:
             raise AssertionError(f"{error}\nlast: {last}\n{await self.story()}") from None
-        assert found is not None
         return found
 
     async def waits_for(self, instance: str, holds: Callable[[dict[str, Any]], bool], what: str, seconds: float) -> Any:

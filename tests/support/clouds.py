@@ -33,9 +33,13 @@ from tests.support.process_cloud import ProcessCloud
 T = TypeVar("T")
 
 
-class CloudBench(Protocol):
-    cloud: Cloud
+class HasStemcell(Protocol):
     stemcell: str
+
+
+class CloudBench(HasStemcell, Protocol):
+    @property
+    def cloud(self) -> Cloud: ...
 
     def another(self) -> Cloud:
         """The same cloud as another monitor, or the same one after a restart, sees it."""
@@ -58,7 +62,7 @@ class CloudBench(Protocol):
         ...
 
 
-def vm_request(bench: CloudBench, key: str, **changes: Any) -> VmRequest:
+def vm_request(bench: HasStemcell, key: str, **changes: Any) -> VmRequest:
     settings = AgentSettings(agent_id=AgentId(f"agent-{key}"), bus=BusSettings(urls=("nats://127.0.0.1:4222",)))
     fields: dict[str, Any] = {
         "key": key,

@@ -260,10 +260,10 @@ class FakeVm:
             case "ping":
                 return envelope.encode_value({"pong": True, "echo": arguments[0]["echo"], "boot_id": "b"})
             case "become":
-                wanted = (arguments[0]["instance"], arguments[0]["generation"])
-                if settings_of(self.vm).instance is not None or self.became not in (None, wanted):
+                place = (arguments[0]["instance"], arguments[0]["generation"])
+                if settings_of(self.vm).instance is not None or self.became not in (None, place):
                     return envelope.encode_exception(f"it is {self.became} already")
-                self.became = wanted
+                self.became = place
                 return envelope.encode_value("became")
             case "fetch_images":
                 wanted = {each["image"] for each in arguments[0]}
@@ -563,16 +563,20 @@ class HandsWorld:
     def _judgement(self, parts: MonitorParts) -> Judgement:
         missing: dict[InstanceId, Missing] = {}
         for instance, record in parts.journal.instances().items():
-            if record.vm is None or record.vm.vm_cid not in self.cloud.vms or self.cannot_tell:
+            if record.vm is None or record.vm.vm_cid is None or self.cannot_tell:
                 continue
-            vm = self.cloud.vms[record.vm.vm_cid]
+            vm = self.cloud.vms.get(record.vm.vm_cid)
+            if vm is None:
+                continue
             heard = self.machines[vm.cid].spec is not None
             if heard and (vm.power is not Power.RUNNING or vm.host_dead):
                 missing[instance] = Missing(record.vm.agent_id, self.loop.time(), "silent for 15 s", not vm.host_dead)
         lost_spares = {
             spare.key: "silent for 15 s"
             for spare in parts.journal.spares().values()
-            if spare.vm_cid in self.cloud.vms and self.cloud.vms[spare.vm_cid].power is not Power.RUNNING
+            if spare.vm_cid is not None
+            and spare.vm_cid in self.cloud.vms
+            and self.cloud.vms[spare.vm_cid].power is not Power.RUNNING
         }
         return Judgement(
             self.loop.time(),

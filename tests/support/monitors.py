@@ -174,9 +174,7 @@ class Site:
             leading = [each for each in self.monitors if each is not but and await each.leads()]
             return leading[0] if leading else None
 
-        monitor = await until(found, seconds, f"a monitor leads\n{self.logs()}", every_seconds=0.05)
-        assert monitor is not None
-        return monitor
+        return await until(found, seconds, lambda: f"a monitor leads\n{self.logs()}", every_seconds=0.05)
 
     async def warm(self, seconds: float = READY_SECONDS) -> None:
         """Every monitor that runs leads or could at once, by the word of one of them."""
@@ -250,11 +248,10 @@ class Site:
             return found if fine and rolled else None
 
         try:
-            found = await until(good, seconds, f"{instances} instances run", every_seconds=0.2)
+            running: dict[str, dict[str, Any]] = await until(good, seconds, f"{instances} instances run", 0.2)
         except AssertionError as error:
             raise AssertionError(f"{error}\nlast: {last}\n{self.logs()}") from None
-        assert found is not None
-        return found
+        return running
 
     async def events(self, kind: str = "", last: int = 5000) -> list[dict[str, Any]]:
         for monitor in self.monitors:

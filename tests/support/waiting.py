@@ -14,7 +14,7 @@ T = TypeVar("T")
 async def until(
     predicate: Callable[[], Awaitable[T | None]],
     seconds: float = ...,
-    what: str = ...,
+    what: str | Callable[[], str] = ...,
     every_seconds: float = ...,
 ) -> T: ...
 
@@ -23,16 +23,19 @@ async def until(
 async def until(
     predicate: Callable[[], T | Literal[False] | None],
     seconds: float = ...,
-    what: str = ...,
+    what: str | Callable[[], str] = ...,
     every_seconds: float = ...,
 ) -> T: ...
 
 
 async def until(
-    predicate: Callable[[], object], seconds: float = 15.0, what: str = "", every_seconds: float = 0.02
+    predicate: Callable[[], object],
+    seconds: float = 15.0,
+    what: str | Callable[[], str] = "",
+    every_seconds: float = 0.02,
 ) -> object:
     """The first true value of `predicate` (sync or async); AssertionError with `what` and the last value after
-    `seconds`."""
+    `seconds`. What is to be read only then, as a log, is given as a function."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     value: object = None
@@ -42,5 +45,6 @@ async def until(
         if value:
             return value
         if loop.time() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what or predicate!r}; last value {value!r}")
+            said = what if isinstance(what, str) else what()
+            raise AssertionError(f"not within {seconds:g} s: {said or predicate!r}; last value {value!r}")
         await asyncio.sleep(every_seconds)

@@ -72,7 +72,7 @@ async def test_a_full_disk_under_the_bus(tmp_path: Path, small_disks: list[Path]
             return any(reason.startswith("store:") for reason in reasons)
 
         # Until something is written nobody notices; the lease is written all the time
-        await until(says_so, 180, f"the monitor says that it cannot write\n{site.logs()}", every_seconds=0.2)
+        await until(says_so, 180, lambda: f"the monitor says that it cannot write\n{site.logs()}", every_seconds=0.2)
         print(reasons)
         body = {"seconds": 60, "because": "all are full", "instance": "shop/none/1"}
         refused = await monitor.http.post("/v1/silences", json=body)
@@ -133,7 +133,7 @@ async def test_a_clock_that_is_set_back_an_hour_holds_nothing_up(tmp_path: Path)
             """The monitor's own word for the time: something new stands in the timeline with an earlier time."""
             await silence(site, "what time is it")
             found = [event["at"] for event in await site.events()]
-            return min(found[-3:]) < last - 3000
+            return bool(min(found[-3:]) < last - 3000)
 
         await until(is_back, 120, "the monitor's clock is set back", every_seconds=0.2)
         lie.unlink()

@@ -122,9 +122,9 @@ async def test_data_outlives_a_container_vm(cloud: DockerCloud, engine: OwnEngin
 def inside(engine: OwnEngine, vm: VmCid, command: str) -> str:
     """What the command printed in the VM; AssertionError when it failed."""
     client = engine.client()
-    run = client.exec_create(vm, ["sh", "-c", command])
+    run = client.exec_create(vm, ["sh", "-c", command])["Id"]
     printed = client.exec_start(run).decode()
     status = client.exec_inspect(run)["ExitCode"]
     client.close()
     assert status == 0, printed
-    return str(printed)
+    return printed

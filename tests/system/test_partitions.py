@@ -122,9 +122,9 @@ async def test_a_vm_cut_off_from_the_bus_is_rebuilt_once_and_never_writes_beside
     async def rebuilt() -> bool:
         found = {each["instance"]: each for each in (await town.site.status()).get("instances", [])}
         view = found.get("shop/db/0", {})
-        return view.get("generation") == before["generation"] + 1 and view.get("tone") == "good"
+        return bool(view.get("generation") == before["generation"] + 1 and view.get("tone") == "good")
 
-    await until(rebuilt, 300, f"rebuilt; {town.site.logs()}", every_seconds=0.2)
+    await until(rebuilt, 300, lambda: f"rebuilt; {town.site.logs()}", every_seconds=0.2)
     after = await town.calm()
     assert after["shop/db/0"]["generation"] == before["generation"] + 1
     await town.site.no_disk_had_two_writers()

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -253,10 +254,10 @@ async def test_a_vm_wakes_from_a_template_as_somebody(tmp_path: Path) -> None:
                     _Named(vms.STEMCELL),
                     name,
                     memory_mib=512,  # the size that there is a template for
-                    settings=settings,  # type: ignore[arg-type]
+                    settings=settings,
                 )
                 made.append(await machines.cloud.create_vm(bench_request))
-                await until(lambda agent=name: is_up(agent), 60.0, f"{name} is heard")  # type: ignore[misc]
+                await until(functools.partial(is_up, name), 60.0, f"{name} is heard")
             machines.kill(made[0])
             await until(lambda: not machines.processes(made[0]), 5.0, "the process ends")
             assert (await machines.cloud.observe(made[0])).power is Power.OFF

@@ -45,8 +45,7 @@ async def spare(site: Centre) -> dict[str, Any]:
         spares = (await site.get("/v1/status"))["spares"]
         return next((each for each in spares if each["state"] == "ready" and each["images"]), None)
 
-    found = await until(ready, SPARE_SECONDS, "a spare is ready", every_seconds=0.1)
-    assert found is not None
+    found: dict[str, Any] = await until(ready, SPARE_SECONDS, "a spare is ready", every_seconds=0.1)
     return found
 
 

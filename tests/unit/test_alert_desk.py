@@ -39,7 +39,8 @@ class Office:
 
     def wait(self, seconds: float) -> list[Send]:
         """Lets the time pass as the shell does: from one check to the next."""
-        end, sent = self.now + seconds, []
+        end = self.now + seconds
+        sent: list[Send] = []
         while True:
             decision = self.desk.decide(self.now, self.around())
             sent.extend(decision.sends)

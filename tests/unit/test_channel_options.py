@@ -131,7 +131,8 @@ def test_an_error_names_line_and_cause(kind: str, options: str, line: int, messa
 
 
 def example(page: str, number: int = 0) -> str:
-    return re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)[number]
+    found: list[str] = re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    return found[number]
 
 
 EXAMPLES = [*((f"{name}.md", 0) for name in TYPES), ("webhook.md", 1)]

@@ -117,7 +117,7 @@ def test_a_mail_has_our_headers_and_no_others(told: Notification) -> None:
         "X-Auto-Response-Suppress", "X-Resurgam-Severity", "X-Resurgam-Transition", "MIME-Version", "Content-Type",
     }  # fmt: skip
     assert found["To"] == "a@example.org, b@example.org"
-    assert [part.get_content_type() for part in found.iter_parts()] == ["text/plain", "text/html"]  # type: ignore[attr-defined]
+    assert [part.get_content_type() for part in found.iter_parts()] == ["text/plain", "text/html"]
     raw = mail(told, MAIL).as_bytes()
     assert max(map(len, raw.split(b"\r\n"))) <= 998
     assert raw.isascii()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from healthmonitor.core.manifest_file import parse_manifest
+from protocol.ids import ContainerName
 from protocol.spec import (
     Condition,
     ContainerSpec,
@@ -23,6 +24,8 @@ from protocol.spec import (
     Ulimit,
     spec_hash,
 )
+
+OTHER, ONCE = ContainerName("other"), ContainerName("once")
 
 FILES = {
     "a.env": "# comment\nA=1\nexport B=two words # and why\nC='$raw #'\nD=\"x\\ny ${A}\"\nE=\n",
@@ -89,15 +92,15 @@ FIELDS: list[tuple[str, str, Any]] = [
     ("volumes: [{type: tmpfs, target: /t, tmpfs: {size: 64m, mode: 1777}}]", "tmpfs", ("/t:size=64m,mode=1777",)),
     ("tmpfs: /run", "tmpfs", ("/run",)),
     ("tmpfs: [/run, '/tmp:size=64m']", "tmpfs", ("/run", "/tmp:size=64m")),
-    ("depends_on: [other]", "depends_on", (Dependency("other"),)),
+    ("depends_on: [other]", "depends_on", (Dependency(OTHER),)),
     ("depends_on: {other: {condition: service_healthy, restart: false}}", "depends_on",
-     (Dependency("other", Condition.HEALTHY, False),)),
+     (Dependency(OTHER, Condition.HEALTHY, False),)),
     ("depends_on: {once: {condition: service_completed_successfully}}", "depends_on",
-     (Dependency("once", Condition.COMPLETED),)),
-    ("network_mode: service:other", "depends_on", (Dependency("other"),)),
+     (Dependency(ONCE, Condition.COMPLETED),)),
+    ("network_mode: service:other", "depends_on", (Dependency(OTHER),)),
     ("network_mode: service:other", "network_mode", "container:other"),
     ("network_mode: host", "network_mode", "host"),
-    ("volumes_from: ['other:ro']", "depends_on", (Dependency("other"),)),
+    ("volumes_from: ['other:ro']", "depends_on", (Dependency(OTHER),)),
     ("networks: [back]", "networks", ("back",)),
     ("networks: {back: }", "networks", ("back",)),
     ("networks: [default]", "networks", ()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from healthmonitor.core.image_pins import pins_after, pins_kept
@@ -32,9 +33,8 @@ def record(*containers: ContainerSpec, **pins: ImagePin) -> InstanceRecord:
 
 def said(of: InstanceRecord, **changes: object) -> Heartbeat:
     container = of.group.containers[0]
-    report = ContainerReport(
-        container.name, ContainerState.RUNNING, spec_hash=spec_hash(container), image_id=NEW, **changes
-    )  # type: ignore[arg-type]
+    running = ContainerReport(container.name, ContainerState.RUNNING, spec_hash=spec_hash(container), image_id=NEW)
+    report = msgspec.structs.replace(running, **changes)
     return Heartbeat(resurgam=Extension(containers=(report,)))
 
 
@@ -57,12 +57,7 @@ def test_a_pin_is_what_an_agent_says_of_a_container_that_is_as_it_should_be(
     what: str, before: InstanceRecord, report: dict[str, object], pin: ImagePin | None
 ) -> None:
     """Everything else leaves what was known."""
-    heard = said(before)
-    assert heard.resurgam is not None
-    changed = heard.resurgam.containers[0]
-    values = {field: getattr(changed, field) for field in changed.__struct_fields__} | report
-    heartbeat = Heartbeat(resurgam=Extension(containers=(ContainerReport(**values),)))  # type: ignore[arg-type]
-    assert pins_after(before, heartbeat).get(REDIS) == pin
+    assert pins_after(before, said(before, **report)).get(REDIS) == pin
 
 
 def test_nothing_new_is_the_very_same_mapping() -> None:

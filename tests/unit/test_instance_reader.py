@@ -41,8 +41,8 @@ def record(n: int, image: str = "redis:7") -> InstanceRecord:
         vm=VmBinding(AgentId(f"a-{n}"), Generation(3), "key", VmCid(f"vm-{n}")),
         disks=(DiskBinding(DiskName("data"), "key", 10, mount_options=("noatime",)),),
         wanted=Wanted.STOPPED,
-        stopped_containers=("redis",),
-        pinned_images={"redis": ImagePin(image, "sha256:1")},
+        stopped_containers=(ContainerName("redis"),),
+        pinned_images={ContainerName("redis"): ImagePin(image, "sha256:1")},
     )
 
 

@@ -16,6 +16,7 @@ from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.core.manifest import DiskRequirement, InstanceGroup, Manifest, UpdatePolicy, VmSize
 from healthmonitor.core.manifest_file import check_against, parse_manifest
 from protocol import codec
+from protocol.ids import ContainerName, DiskName
 from protocol.spec import OnIsolation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,8 +70,8 @@ def test_every_key_of_a_manifest_is_read() -> None:
     assert web.vm == VmSize(2, 2048, {"zone": "a"})
     assert (db.stemcell, db.cloud, web.stemcell, web.cloud) == ("debian-13", "other", "debian-12", "local")
     assert db.disks == (
-        DiskRequirement("data", 10240, "xfs", ("noatime",), {"type": "ssd"}),
-        DiskRequirement("logs", 512),
+        DiskRequirement(DiskName("data"), 10240, "xfs", ("noatime",), {"type": "ssd"}),
+        DiskRequirement(DiskName("logs"), 512),
     )
     assert db.update == UpdatePolicy(1, 3, 60.0, 90.0)
     assert web.update == UpdatePolicy(2, 3, 60.0, 90.0)
@@ -108,9 +109,9 @@ def test_the_demo_has_a_chain_of_three() -> None:
     """What `make demo` shows: redis, what depends on it, and what depends on that."""
     shop = parse_manifest((ROOT / "examples/shop.yml").read_text(), "shop.yml").manifest
     db = {container.name: container for container in shop.groups[0].containers}
-    assert [dependency.container for dependency in db["exporter"].depends_on] == ["redis"]
-    assert [dependency.container for dependency in db["dashboard"].depends_on] == ["exporter"]
-    assert shop.groups[0].disks == (DiskRequirement("data", 256),)
+    assert [dependency.container for dependency in db[ContainerName("exporter")].depends_on] == ["redis"]
+    assert [dependency.container for dependency in db[ContainerName("dashboard")].depends_on] == ["exporter"]
+    assert shop.groups[0].disks == (DiskRequirement(DiskName("data"), 256),)
 
 
 @pytest.mark.parametrize(

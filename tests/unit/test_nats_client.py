@@ -181,7 +181,7 @@ def test_what_was_read_already_waits_for_nothing() -> None:
     """A read that was full means that there is more in memory."""
 
     class Gathering(Listener):
-        async def gather(self) -> None:
+        async def gather(self, seconds: float) -> None:
             raise AssertionError("it does not wait")
 
     async def listen() -> int:
@@ -225,7 +225,8 @@ def test_the_server_that_was_left_longest_ago_is_tried_next(
     for server, at in left:
         order.left(server, at)
     chosen, wait_seconds = order.next(["a", "b", "c"], now)
-    assert (chosen, wait_seconds) == (expected[0], pytest.approx(expected[1]))
+    assert chosen == expected[0]
+    assert wait_seconds == pytest.approx(expected[1])
 
 
 def test_a_single_server_is_tried_again_after_a_pause() -> None:

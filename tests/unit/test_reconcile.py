@@ -303,23 +303,23 @@ def test_dependents_restart_when_the_dependency_is_ready() -> None:
     play = Play(instance(*CHAIN))
     up = {spec.name: running(spec, 1) for spec in CHAIN}
     assert play.look(*up.values()) == ()
-    up["redis"] = ended(REDIS, 1)
+    up[REDIS.name] = ended(REDIS, 1)
     assert kinds(play.look(*up.values())) == {("Start", "redis")}
-    up["redis"] = running(REDIS, 2)
+    up[REDIS.name] = running(REDIS, 2)
     (stop,) = play.look(*up.values())
     assert kinds((stop,)) == {("Stop", "web")}
     play.done(stop)
-    up["web"] = ended(WEB, 1, 143)
+    up[WEB.name] = ended(WEB, 1, 143)
     (stop,) = play.look(*up.values())
     assert isinstance(stop, Stop)
     assert (stop.key, stop.why) == ("cache", Reason.DEPENDENCY)
     play.done(stop)
-    up["cache"] = ended(CACHE, 1, 143)
+    up[CACHE.name] = ended(CACHE, 1, 143)
     assert kinds(play.look(*up.values())) == {("Start", "cache")}
     assert play.said("web") == (ContainerState.PENDING, Reason.DEPENDENCY)
-    up["cache"] = running(CACHE, 2)
+    up[CACHE.name] = running(CACHE, 2)
     assert kinds(play.look(*up.values())) == {("Start", "web")}
-    up["web"] = running(WEB, 2)
+    up[WEB.name] = running(WEB, 2)
     assert play.look(*up.values()) == ()
     assert play.report("web").restarts == 1
 

@@ -16,7 +16,7 @@ from healthmonitor.core.records import Hold, OperationKind, RolloutState, Step, 
 from healthmonitor.maintenance_actions import MaintenanceActions
 from healthmonitor.operator_actions import Person
 from protocol.ids import CloudName, OperationId
-from tests.simulation.cloud import Fault
+from tests.simulation.cloud import Fault, Machine, SimulatedVm
 from tests.support.hands_world import SHOP, HandsWorld, deployment, group, in_world, place, policy
 
 DB = place()
@@ -229,10 +229,12 @@ def test_a_vm_that_never_boots_is_replaced_after_its_time() -> None:
 
     async def play(world: HandsWorld) -> None:
         make = world.cloud._make_machine
-        world.cloud._make_machine = lambda vm: (
-            setattr(vm, "boots", len(world.cloud.created) > 1),  # the first two never boot
-            make(vm),
-        )[1]
+
+        def make_the_first_two_never_boot(vm: SimulatedVm) -> Machine:
+            vm.boots = len(world.cloud.created) > 1
+            return make(vm)
+
+        world.cloud._make_machine = make_the_first_two_never_boot
         await _deployed(world)
         assert world.generation(DB) == 3
         assert len(world.cloud.recorded()) == 1

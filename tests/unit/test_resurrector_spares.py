@@ -10,6 +10,7 @@ import pytest
 from healthmonitor.core.policy import Policy, SparePolicy
 from healthmonitor.core.records import SpareState, Switches
 from healthmonitor.core.spares import KEY_PREFIX
+from protocol.ids import Generation
 from tests.simulation.cloud import Fault
 from tests.support.hands_world import CLOUD, HandsWorld, deployment, group, in_world, place, policy
 
@@ -323,7 +324,8 @@ def test_a_spare_that_was_taken_and_not_bound_is_used_or_given_back(goes_on: boo
     async def play(world: HandsWorld) -> None:
         await deployed(world)
         (spare,) = world.spares()
-        taken = replace(spare, state=SpareState.TAKEN, taken_by=DB, taken_generation=world.record(DB).generation + 1)
+        generation = Generation(world.record(DB).generation + 1)
+        taken = replace(spare, state=SpareState.TAKEN, taken_by=DB, taken_generation=generation)
         parts = world.parts
         if goes_on:
             world.cloud.plan_fault("fence", Fault.SLOW)

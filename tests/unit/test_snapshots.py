@@ -25,8 +25,8 @@ from healthmonitor.operator_actions import NotFound
 from protocol.ids import AgentId, DiskCid, DiskName, Generation, Revision, VmCid
 from tests.simulation.cloud import Fault
 from tests.support.hands_world import CLOUD, SHOP, HandsWorld, group, in_world, place
-from tests.unit.test_orphans import ADA, asked, told
-from tests.unit.test_resurrector_disks import disk_of, rolled_out
+from tests.unit.test_orphans import ADA, asked
+from tests.unit.test_resurrector_disks import disk_of, rolled_out, told
 
 DB, DATA = place(), DiskName("data")
 HOUR, DAY = 3600.0, 86400.0

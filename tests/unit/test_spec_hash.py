@@ -49,7 +49,7 @@ OTHER_VALUES: dict[str, Any] = {
 
 
 def _changed(field: dataclasses.Field[Any]) -> ContainerSpec:
-    value = OTHER_VALUES.get(field.name)
+    value: Any = OTHER_VALUES.get(field.name)
     if value is None:
         old = getattr(PLAIN, field.name)
         match old:
@@ -63,7 +63,8 @@ def _changed(field: dataclasses.Field[Any]) -> ContainerSpec:
                 value = ("x",)
             case _:
                 value = {"x": "y"}
-    return dataclasses.replace(PLAIN, **{field.name: value})
+    changes: dict[str, Any] = {field.name: value}
+    return dataclasses.replace(PLAIN, **changes)
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(ContainerSpec), ids=lambda field: field.name)
