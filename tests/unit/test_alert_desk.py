@@ -351,6 +351,28 @@ def test_a_new_leader_goes_on_where_the_former_stopped() -> None:
     assert resolved[0].thread.id == opened[0].thread.id
 
 
+def test_a_new_leader_tells_what_was_over_and_opened_again_in_one_thread_only() -> None:
+    """Told with another, over, and told anew alone: of the first telling it is over, though the record under its key is
+    of the second. Else that thread would go on for ever."""
+    office = Office()
+    office.see(vm(0), vm(1))
+    (first,) = office.wait(1)
+    office.see(over(vm(0), office.now))
+    again = vm(0, at=office.now)
+    office.see(again)
+    (second,) = office.wait(1)
+    for threads in ([first.thread, second.thread], [second.thread, first.thread]):
+        new = succeeded(office, threads, [again, vm(1)])
+        new.see(over(again, new.now))
+        assert [(send.thread.id, send.transition.value) for send in new.wait(1)] == [(second.thread.id, "resolved")]
+        new.see(over(vm(1), new.now))
+        (last,) = new.wait(1)
+        assert (last.thread.id, last.transition.value) == (first.thread.id, "resolved")
+        assert all(each.resolved_at is not None for each in last.incidents)
+        assert sorted(each.opened_at for each in last.incidents) == [START, START]
+        assert new.desk.untold() == 0
+
+
 def test_a_new_leader_tells_the_end_of_what_is_forgotten() -> None:
     """An incident that is in no record any more was over for long."""
     office = Office()

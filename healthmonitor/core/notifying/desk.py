@@ -128,7 +128,7 @@ class Desk:
             if thread.kind == AGENT_ALERT:
                 self._note_told_in.update((each.key, thread.id) for each in thread.members)
             elif thread.over_at is None:
-                self._thread_of.update((each.key, thread.id) for each in thread.members if each.over_at is None)
+                self._load_members(live, incidents, now)
         for incident in incidents.values():
             is_news = incident.resolved_at is None or (
                 incident.resolved_at > now - CLOSED_KEPT_SECONDS
@@ -139,10 +139,17 @@ class Desk:
                 self.see(incident)
             elif is_news:
                 self._waiting.setdefault(incident.key, incident)
-        for key in [key for key in self._thread_of if key not in incidents]:
-            live = self._live[self._thread_of[key]]
-            live.incidents[key] = _forgotten(live.members[key], live.thread.kind, now)
-            self._over(key, now)
+
+    def _load_members(self, live: _Live, incidents: Mapping[str, Incident], now: float) -> None:
+        """Those that are not over by the thread's last word belong to it while the record is of the same incident. One
+        that was over and opened again meanwhile is another, perhaps in another thread: here it is over."""
+        for member in [each for each in live.members.values() if each.over_at is None]:
+            incident = incidents.get(member.key)
+            if incident is not None and incident.opened_at == member.opened_at:
+                self._thread_of[member.key] = live.thread.id
+                continue
+            live.incidents[member.key] = _superseded(member, live.thread.kind, incident, now)
+            _end(live, member.key, now)
 
     def see(self, incident: Incident) -> None:
         """An incident was opened, has changed, or is over."""
@@ -391,11 +398,7 @@ class Desk:
         live.members[incident.key] = replace(member, severity=incident.severity, flapping=flapping)
 
     def _over(self, key: str, at: float) -> None:
-        live = self._live[self._thread_of.pop(key)]
-        live.members[key] = replace(live.members[key], over_at=at)
-        live.raised.pop(key, None)
-        live.open -= 1
-        live.over_untold += 1
+        _end(self._live[self._thread_of.pop(key)], key, at)
 
     def _news_of(self, live: _Live, now: float, around: Surroundings, checks: list[float]) -> Iterable[Send]:
         thread = live.thread
@@ -493,19 +496,27 @@ def _member(incident: Incident) -> Member:
     return Member(incident.key, incident.opened_at, incident.severity, is_flapping(incident), incident.resolved_at)
 
 
-def _forgotten(member: Member, kind: str, now: float) -> Incident:
-    """Of an incident whose record is gone: it was over for so long that it was pruned."""
+def _end(live: _Live, key: str, at: float) -> None:
+    live.members[key] = replace(live.members[key], over_at=at)
+    live.raised.pop(key, None)
+    live.open -= 1
+    live.over_untold += 1
+
+
+def _superseded(member: Member, kind: str, now_of_that_key: Incident | None, now: float) -> Incident:
+    """Of an incident whose record is gone, because it was over for so long that it was pruned, or is of the next."""
+    gone = "its record is gone" if now_of_that_key is None else "it was opened again since"
     return Incident(
         key=member.key,
         kind=kind,
         subject=member.key.partition(":")[2],
         severity=member.severity,
-        title=member.key,
+        title=member.key if now_of_that_key is None else now_of_that_key.title,
         detail="",
         opened_at=member.opened_at,
         updated_at=now,
         resolved_at=now,
-        resolution="over; its record is gone, so since when is not known",
+        resolution=f"over; {gone}, so since when is not known",
     )
 
 
