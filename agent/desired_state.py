@@ -99,6 +99,10 @@ class DesiredState:
             for callback in self._callbacks:
                 callback()
 
+    def check(self, spec: InstanceSpec) -> None:
+        """Refused, where `apply` would refuse it now."""
+        desired.accept(self._held, self._seen.revision, spec, self._instance, self.generation)
+
     async def apply(self, spec: InstanceSpec) -> None:
         """Refused, OSError."""
         async with self._lock:

@@ -213,6 +213,7 @@ class Methods:
 
     async def _apply(self, request: Request) -> Any:
         spec = arguments.value(request, 0, InstanceSpec)
+        self._desired.check(spec)  # whose it is comes first: another's paths are not looked for here
         await self._check_host_paths(spec)
         await self._desired.apply(spec)
         log.info("apply.accepted", instance=spec.instance, revision=spec.revision, containers=len(spec.containers))

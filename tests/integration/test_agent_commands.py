@@ -156,6 +156,13 @@ async def test_apply_refuses_a_host_path_that_does_not_exist(
     with pytest.raises(RequestRefused, match=f"container redis: volume {missing}:/in/missing: {missing} does not exi"):
         await caller.call("apply", plain(spec(4, lost, there, missing)))
     assert agent.supervisor.spec == spec(3, lost)
+    for others, fragment in (
+        (replace(spec(4, missing), instance=InstanceId("shop/web/0")), "shop/web/0"),
+        (replace(spec(4, missing), generation=Generation(99)), "generation 99"),
+        (spec(2, missing), "revision"),
+    ):  # whose it is comes first
+        with pytest.raises(RequestRefused, match=fragment):
+            await caller.call("apply", plain(others))
     await caller.call("apply", plain(spec(4, lost, there)))
     assert agent.supervisor.spec == spec(4, lost, there)
 
