@@ -85,7 +85,10 @@ class DiskCare:
                 await journal.save_orphan(intent)
                 self._tools.crash_point("journal:snapshot intended")
         for orphan in list(journal.orphans().values()):
-            if snapshots.is_being_taken(orphan) and self._tools.is_leader():
+            # What is being done with an instance may unplug its disks, so nothing is begun then; its own snapshots
+            # are taken by it.
+            busy = journal.operation(orphan.instance) is not None
+            if snapshots.is_being_taken(orphan) and not busy and self._tools.is_leader():
                 await self._take(orphan, now)
         surplus = snapshots.surplus(journal.instances(), journal.orphans().values(), keep_seconds, now)
         for before, after in list(surplus):
@@ -121,7 +124,7 @@ class DiskCare:
             text = f"snapshot {cid} of disk {intent.name} ({source}) is taken"
             await journal.record("disk.snapshot", intent.instance, text, {"disk": cid, "of": source})
             self._told.pop(intent.key, None)
-        elif now >= intent.since + self._policy().disks.snapshot_tries_seconds:
+        elif now >= intent.since + self._policy().disks.snapshot_seconds(intent.size_mib):
             await self._give_up(intent, problem)
         elif self._told.get(intent.key) != problem:
             self._told[intent.key] = problem
@@ -129,14 +132,12 @@ class DiskCare:
             await journal.record("disk.snapshot_waits", intent.instance, text)
 
     async def _give_up(self, intent: OrphanDisk, why: str) -> None:
-        """What the cloud has made of it meanwhile is no snapshot, and nobody's."""
-        cloud = self._tools.clouds.get(intent.cloud)
+        """What the cloud has made of it meanwhile, or still makes, is no snapshot, and nobody's."""
+        cloud = snapshots_of(self._tools.clouds.get(intent.cloud))
         try:
             if cloud is not None:
                 async with asyncio.timeout(self._policy().resurrection.cloud_call_seconds):
-                    for disk in await cloud.list_disks():
-                        if disk.key == intent.key:
-                            await cloud.delete_disk(disk.disk_cid)
+                    await cloud.drop_snapshot(intent.key)
         except (CloudError, TimeoutError) as error:
             log.warning("a snapshot that was given up is not removed yet", key=intent.key, error=str(error))
             return

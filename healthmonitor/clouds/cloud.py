@@ -130,7 +130,8 @@ class Reshaping(Protocol):
         ...
 
     async def reshape_vm(self, vm: VmCid, cloud_properties: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """The other properties, and other tags. May be repeated. VmNotFound, CloudRefused, CloudUnavailable."""
+        """The other properties, and other tags. May be repeated; a VM that stands still is not woken by it. VmNotFound,
+        CloudRefused, CloudUnavailable."""
         ...
 
 
@@ -146,6 +147,11 @@ class Snapshotting(Protocol):
         Returns when all of it is there. The same key gives the same one; one that was begun is finished, or begun
         anew. `request` says key and tags; size and properties are the disk's. DiskNotFound, CloudUnavailable (also
         when it cannot be taken just now)."""
+        ...
+
+    async def drop_snapshot(self, key: str) -> None:
+        """Ends what is on its way of the snapshot with this key, then removes what there is of it. One that is not
+        there is fine. DiskHeld, CloudUnavailable."""
         ...
 
 

@@ -41,6 +41,7 @@ from healthmonitor.clouds.cloud import (
     VmSummary,
 )
 from healthmonitor.clouds.docker_disks import DockerPlugs
+from healthmonitor.clouds.docker_snapshots import DockerSnapshots
 from healthmonitor.clouds.local_disks import LocalDisks
 from healthmonitor.clouds.local_store import LocalStore, Stage, Tombstone, VmRecord
 from healthmonitor.clouds.local_vms import CREATE_SECONDS, LOCK_SECONDS, LocalVms, deadline, require_fenced
@@ -58,7 +59,7 @@ POLL_SECONDS = 0.05
 LABEL_CLOUD = "org.resurgam.cloud"
 LABEL_VM = "org.resurgam.vm"
 LABEL_KEY = "org.resurgam.key"
-DISK_ABILITIES = DiskAbilities({"ext4": Growth.UNMOUNTED, "xfs": Growth.MOUNTED})
+DISK_ABILITIES = DiskAbilities({"ext4": Growth.UNMOUNTED, "xfs": Growth.MOUNTED}, snapshots=True)
 """A mounted ext4 grows only for who has SYS_RESOURCE, which is not given (docker_options.py)."""
 T = TypeVar("T")
 
@@ -90,6 +91,7 @@ class DockerCloud:
         self._vms = LocalVms(name, self._store)
         self._plugs = DockerPlugs(self._store, self._pid)
         self._disks = LocalDisks(self._store, self._plugs)
+        self._snapshots = DockerSnapshots(self._store, self._plugs, self._pid)
         self._forward = BusForward(options.directory)
         self._client: docker.APIClient | None = None
 
@@ -203,6 +205,12 @@ class DockerCloud:
 
     async def resize_disk(self, disk: DiskCid, size_mib: int) -> None:
         await self._disks.resize(disk, size_mib)
+
+    async def snapshot_disk(self, disk: DiskCid, request: DiskRequest) -> DiskCid:
+        return await self._snapshots.take(disk, request)
+
+    async def drop_snapshot(self, key: str) -> None:
+        await self._snapshots.drop(key)
 
     async def close(self) -> None:
         if self._client is not None:

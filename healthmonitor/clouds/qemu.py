@@ -104,7 +104,7 @@ class QemuCloud:
                 raise VmNotFound(f"no VM {vm}")
             record = dataclasses.replace(record, tags=dict(tags), forward_ports=forwards)
             await self._store.write_vm(record)
-            await self._go_on(record)
+            await self._forward_all(record)
 
     async def find_vm(self, key: str) -> VmCid | None:
         return self._vms.find(key)
@@ -188,6 +188,9 @@ class QemuCloud:
 
     async def snapshot_disk(self, disk: DiskCid, request: DiskRequest) -> DiskCid:
         return await self._snapshots.take(disk, request)
+
+    async def drop_snapshot(self, key: str) -> None:
+        await self._snapshots.drop(key)
 
     async def close(self) -> None:
         """Nothing is kept open between calls."""
@@ -276,11 +279,22 @@ class QemuCloud:
                     await asyncio.sleep(POLL_SECONDS)
                 if status != "running":
                     await machine.execute("cont")
+        except (qmp.QmpRefused, qmp.QmpUnanswered) as error:
+            raise self._failed(record, error) from None
+        await self._forward_all(record)
+
+    async def _forward_all(self, record: VmRecord) -> None:
+        """Of a VM that stands still too, and it goes on standing still: whoever stopped it may be about to fence it."""
+        try:
+            async with qmp.connect(self._store.vm_directory(record.cid) / CONTROL_SOCKET) as machine:
                 forwarded = await machine.execute("human-monitor-command", command_line="info usernet")
                 for text in record.forward_ports:
                     await self._forward(machine, record, parse_forward(text), str(forwarded))
         except (qmp.QmpRefused, qmp.QmpUnanswered) as error:
-            raise CloudUnavailable(f"{record.cid}: {error}; its console: {self.console(record.cid)}") from None
+            raise self._failed(record, error) from None
+
+    def _failed(self, record: VmRecord, error: qmp.QmpRefused | qmp.QmpUnanswered) -> CloudUnavailable:
+        return CloudUnavailable(f"{record.cid}: {error}; its console: {self.console(record.cid)}")
 
     async def _forward(self, machine: qmp.Qmp, record: VmRecord, wanted: PortForward, forwarded: str) -> None:
         for line in forwarded.splitlines():

@@ -1,7 +1,9 @@
 """How the QEMU provider plugs disks: raw files, into and out of running VMs.
 
-Law: who holds a disk is read from the kernel: the processes of VMs that have the file open, whether or not their
-QEMU answers. QEMU's lock on the image is the backstop. Data disks honour the guest's flushes.
+Laws:
+- Who holds a disk is read from the kernel: the processes of VMs that have the file open, whether or not their QEMU
+  answers. QEMU's lock on the image is the backstop. Data disks honour the guest's flushes.
+- A snapshot never keeps a disk in its VM: one that is being taken of a disk that is unplugged is ended first.
 
 Does not know: when a disk may be plugged in (local_disks.py), how VMs are made or fenced.
 """
@@ -9,6 +11,7 @@ Does not know: when a disk may be plugged in (local_disks.py), how VMs are made 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,9 @@ UNPLUG_SECONDS = 15.0
 UNPLUG_RETRY_SECONDS = 3.0
 """A guest that is still booting loses the request, so it is made again."""
 ASK_SECONDS = 2.0
+CANCEL_SECONDS = 10.0
+CANCEL_POLL_SECONDS = 0.05
+SNAPSHOT_JOB = "snapshot-"
 
 
 class QemuPlugs:
@@ -113,6 +119,7 @@ class QemuPlugs:
             return
         try:
             async with qmp.connect(self._control(vm)) as machine:
+                await end_snapshots(machine, lambda snapshot, source: source == disk)
                 if _device(disk) in await _disk_devices(machine):
                     await self._remove_device(machine, vm, disk)
                 if await has_node(machine, disk):
@@ -175,6 +182,42 @@ async def _add_device(machine: qmp.Qmp, disk: DiskCid, vm: VmCid, devices: dict[
 
 def disk_node(disk: DiskCid) -> str:
     return f"node-{disk}"
+
+
+def snapshot_job(snapshot: DiskCid, source: DiskCid) -> str:
+    """A disk's cid has no dot in it, so both are found again in the job's name."""
+    return f"{SNAPSHOT_JOB}{snapshot}.{source}"
+
+
+async def end_snapshots(machine: qmp.Qmp, which: Callable[[DiskCid, DiskCid], bool]) -> None:
+    """Ends the jobs of which `which(snapshot, source)` holds, and has QEMU close the files that they wrote."""
+    for job in await machine.execute("query-jobs"):
+        name = str(job["id"])
+        snapshot, _, source = name.removeprefix(SNAPSHOT_JOB).partition(".")
+        if not name.startswith(SNAPSHOT_JOB) or not which(DiskCid(snapshot), DiskCid(source)):
+            continue
+        await _end_job(machine, name)
+        if await has_node(machine, DiskCid(snapshot)):
+            await machine.execute("blockdev-del", node_name=disk_node(DiskCid(snapshot)))
+
+
+async def _end_job(machine: qmp.Qmp, name: str) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CANCEL_SECONDS
+    cancelled = False
+    while True:
+        status = {job["id"]: job["status"] for job in await machine.execute("query-jobs")}.get(name)
+        if status is None:
+            return
+        if status == "concluded":
+            await machine.execute("job-dismiss", id=name)
+            return
+        if not cancelled:
+            await machine.execute("job-cancel", id=name)
+            cancelled = True
+        if loop.time() > deadline:
+            raise CloudUnavailable(f"job {name} is {status} {CANCEL_SECONDS:g} s after it was cancelled; tried again")
+        await asyncio.sleep(CANCEL_POLL_SECONDS)
 
 
 def _device(disk: DiskCid) -> str:

@@ -17,13 +17,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from healthmonitor.clouds import qmp
+import structlog
+
+from healthmonitor.clouds import qemu_process, qmp
 from healthmonitor.clouds.cloud import CloudUnavailable, DiskRequest
 from healthmonitor.clouds.local_disks import FOREIGN, LOCK_SECONDS, held
 from healthmonitor.clouds.local_store import MIB, DiskRecord, LocalStore, Stage
-from healthmonitor.clouds.qemu_disks import QemuPlugs, disk_node, has_node
+from healthmonitor.clouds.qemu_disks import QemuPlugs, disk_node, end_snapshots, has_node, snapshot_job
 from healthmonitor.clouds.qemu_machine import CONTROL_SOCKET
 from protocol.ids import DiskCid, VmCid
+
+log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.1
 BYTES_PER_SECOND = 256 * MIB
@@ -53,6 +57,30 @@ class QemuSnapshots:
             await self._store.write_disk(dataclasses.replace(record, stage=Stage.CREATED))
         return cid
 
+    async def drop(self, key: str) -> None:
+        """As `Snapshotting.drop_snapshot`. QEMU's job is ended before its file goes."""
+        cid = self._store.disk_cid(key)
+        async with self._store.locked(cid, LOCK_SECONDS):
+            if self._store.read_disk(cid) is None:
+                return
+            for vm in [record.cid for record in self._store.vms()]:
+                if qemu_process.is_held(self._store.vm_directory(vm) / "running.lock"):
+                    await self._end(vm, cid)
+            holders = await self._plugs.holders(cid)
+            if holders:
+                raise held(cid, holders)
+            await self._store.remove_disk(cid)
+
+    async def _end(self, vm: VmCid, snapshot: DiskCid) -> None:
+        """What does not answer is found among the holders, where it has to do with this snapshot."""
+        try:
+            async with qmp.connect(self._store.vm_directory(vm) / CONTROL_SOCKET) as machine:
+                await end_snapshots(machine, lambda cid, source: cid == snapshot)
+        except qmp.QmpRefused as error:
+            raise CloudUnavailable(f"ending snapshot {snapshot} in {vm}: {error}; tried again") from None
+        except qmp.QmpUnanswered as error:
+            log.warning("snapshot.not_ended", vm=vm, snapshot=snapshot, reason=str(error))
+
     async def _holder(self, disk: DiskCid) -> VmCid:
         holders = await self._plugs.holders(disk)
         if FOREIGN in holders:
@@ -64,7 +92,7 @@ class QemuSnapshots:
 
     async def _step(self, vm: VmCid, disk: DiskCid, record: DiskRecord) -> bool:
         """Begins the job, or looks at it. True once all is in the file, and QEMU has let go of that."""
-        job, node = f"snapshot-{record.cid}", disk_node(record.cid)
+        job, node = snapshot_job(record.cid, disk), disk_node(record.cid)
         try:
             async with qmp.connect(self._store.vm_directory(vm) / CONTROL_SOCKET) as machine:
                 found = await _job(machine, job)

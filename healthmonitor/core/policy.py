@@ -183,9 +183,14 @@ class DiskPolicy:
     sample_seconds: float = 300.0
     """How far apart what growth is worked out from; see SAMPLES_MAX in core/disk_use.py."""
     snapshot_tries_seconds: float = 3600.0
-    """A snapshot that cannot be taken for so long is given up."""
+    snapshot_mib_per_second: float = 32.0
+    """A snapshot that is not there after `snapshot_tries_seconds`, and the time that its size takes at this pace, is
+    given up."""
     grow_apart_seconds: float = 600.0
     """A disk that grows by itself (core/disk_growth.py) does so at most so often."""
+
+    def snapshot_seconds(self, size_mib: int) -> float:
+        return self.snapshot_tries_seconds + size_mib / self.snapshot_mib_per_second
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from healthmonitor.clouds.cloud import (
 from healthmonitor.core.disk_changes import Growth
 from protocol.ids import DISK_CID_MAX_CHARACTERS, DiskCid, VmCid
 from tests.support import clouds
-from tests.support.clouds import CloudBench, OwnEngine, QemuBench, interrupted, vm_request
+from tests.support.clouds import CloudBench, DockerBench, OwnEngine, QemuBench, interrupted, vm_request
 from tests.support.nats import free_port
 
 SIMULATED = "simulated"
@@ -69,7 +69,8 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 of_real_providers = pytest.mark.parametrize("bench", REAL_PROVIDERS, indirect=True)
 """For what the simulated cloud does not have: stemcells, files to lose, a delete that fences by itself."""
 
-SNAPSHOTTING = [pytest.param("qemu", marks=pytest.mark.vm)]
+of_snapshotting_providers = of_real_providers
+"""For what some clouds offer beside the port (`Snapshotting`), of disks whose bytes can be looked at."""
 
 of_reshaping_providers = pytest.mark.parametrize("bench", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)
 """For what some clouds offer beside the port (`Reshaping`)."""
@@ -354,8 +355,8 @@ async def test_growing_is_finished_after_a_crash(bench: CloudBench, suspensions:
     assert (summary.size_mib, summary.holders) == (48, frozenset({vm}))
 
 
-@pytest.mark.parametrize("bench", SNAPSHOTTING, indirect=True)
-async def test_a_snapshot_is_a_disk_of_its_own(bench: QemuBench) -> None:
+@of_snapshotting_providers
+async def test_a_snapshot_is_a_disk_of_its_own(bench: QemuBench | DockerBench) -> None:
     """Taken while a VM holds the disk: all that it held at that moment and nothing later, of its size, held by nobody,
     with key and tags; the same key gives the same one, also from another monitor. The VM keeps its disk."""
     cloud = snapshots_of(bench.cloud)
@@ -384,8 +385,8 @@ async def test_a_snapshot_is_a_disk_of_its_own(bench: QemuBench) -> None:
 
 
 @pytest.mark.parametrize("suspensions", INTERRUPTIONS[::3])
-@pytest.mark.parametrize("bench", SNAPSHOTTING, indirect=True)
-async def test_a_snapshot_is_finished_after_a_crash(bench: QemuBench, suspensions: int) -> None:
+@of_snapshotting_providers
+async def test_a_snapshot_is_finished_after_a_crash(bench: QemuBench | DockerBench, suspensions: int) -> None:
     """Wherever it was cut short, repeating it elsewhere ends with one snapshot, whole, and nothing left in the VM."""
     cloud, again = snapshots_of(bench.cloud), snapshots_of(bench.another())
     assert cloud is not None
@@ -400,14 +401,53 @@ async def test_a_snapshot_is_finished_after_a_crash(bench: QemuBench, suspension
     assert {found.disk_cid: found.holders for found in await bench.cloud.list_disks()} == {disk: {vm}, taken: NOBODY}
 
 
-@pytest.mark.parametrize("bench", SNAPSHOTTING, indirect=True)
-async def test_a_snapshot_of_what_is_not_there_or_not_held(bench: QemuBench) -> None:
+@of_snapshotting_providers
+async def test_a_snapshot_of_what_is_not_there_or_not_held(bench: QemuBench | DockerBench) -> None:
     """Said, and no disk is left of it that could be taken for one."""
     cloud = snapshots_of(bench.cloud)
     assert cloud is not None
     with pytest.raises(DiskNotFound):
         await cloud.snapshot_disk(DiskCid("d-none"), DiskRequest("x-at-1", 16))
     assert await bench.cloud.list_disks() == []
+
+
+@of_snapshotting_providers
+@pytest.mark.parametrize("suspensions", INTERRUPTIONS[::3])
+async def test_a_snapshot_is_dropped(bench: QemuBench | DockerBench, suspensions: int) -> None:
+    """However far it has come, also by whoever was not there when it was begun: nothing is left of it, its disk is as
+    it was, and one that is begun anew is whole. One that never was, is fine."""
+    cloud, again = snapshots_of(bench.cloud), snapshots_of(bench.another())
+    assert cloud is not None
+    assert again is not None
+    await again.drop_snapshot("d-at-1")
+    vm = await bench.cloud.create_vm(vm_request(bench, "k"))
+    disk = await bench.cloud.create_disk(DiskRequest("d", 16))
+    await bench.write(disk, b"before")
+    await bench.cloud.attach_disk(vm, disk)
+    await interrupted(cloud.snapshot_disk(disk, DiskRequest("d-at-1", 16)), suspensions)
+    await again.drop_snapshot("d-at-1")
+    assert {found.disk_cid: found.holders for found in await bench.cloud.list_disks()} == {disk: {vm}}
+    taken = await again.snapshot_disk(disk, DiskRequest("d-at-1", 16))
+    assert await bench.read(taken, 6) == b"before"
+
+
+@of_snapshotting_providers
+@pytest.mark.parametrize("suspensions", INTERRUPTIONS[::3])
+async def test_a_snapshot_keeps_no_disk_in_its_vm(bench: QemuBench | DockerBench, suspensions: int) -> None:
+    """A disk is detached although its snapshot was begun, by whoever asks; the snapshot can be taken later."""
+    cloud = snapshots_of(bench.cloud)
+    assert cloud is not None
+    vm = await bench.cloud.create_vm(vm_request(bench, "k"))
+    await bench.booted(vm)
+    disk = await bench.cloud.create_disk(DiskRequest("d", 16))
+    await bench.write(disk, b"before")
+    await bench.cloud.attach_disk(vm, disk)
+    await interrupted(cloud.snapshot_disk(disk, DiskRequest("d-at-1", 16)), suspensions)
+    await bench.another().detach_disk(vm, disk)
+    assert await bench.cloud.disk_holders(disk) == NOBODY
+    await bench.cloud.attach_disk(vm, disk)
+    taken = await cloud.snapshot_disk(disk, DiskRequest("d-at-1", 16))
+    assert await bench.read(taken, 6) == b"before"
 
 
 async def test_who_says_that_it_has_snapshots_has_them(bench: CloudBench) -> None:
@@ -468,6 +508,18 @@ async def test_what_cannot_be_reshaped(bench: CloudBench) -> None:
     with pytest.raises(CloudError):
         await cloud.reshape_vm(vm, {}, {"instance": "shop/db/0"})
     assert (await bench.cloud.observe(vm)).power is Power.OFF
+
+
+@pytest.mark.parametrize("bench", [pytest.param("qemu", marks=pytest.mark.vm)], indirect=True)
+async def test_reshaping_wakes_nobody(bench: QemuBench) -> None:
+    """A VM that was made to stand still, by a person or by whoever is about to fence it, gets its ports and goes on
+    standing still."""
+    port = free_port()
+    vm = await bench.cloud.create_vm(vm_request(bench, "k"))
+    await bench.cloud.freeze_vm(vm)
+    await bench.another().reshape_vm(vm, {"forward_ports": [f"127.0.0.1:{port}:6379"]}, {"instance": "shop/db/0"})
+    assert (await bench.cloud.observe(vm)).power is Power.PAUSED
+    assert await reached(port)
 
 
 async def reached(port: int) -> bool:

@@ -329,6 +329,16 @@ class SimulatedCloud:
 
         return await self._call("snapshot_disk", act, key=request.key, half=act)
 
+    async def drop_snapshot(self, key: str) -> None:
+        def act() -> None:
+            for made in [disk for disk in self._disks.values() if disk.request.key == key]:
+                holders = self._said_holders(made.cid)
+                if holders:
+                    raise DiskHeld(f"{made.cid} is attached to {', '.join(sorted(holders))}", holders)
+                del self._disks[made.cid]
+
+        await self._call("drop_snapshot", act, key=key)
+
     async def delete_disk(self, disk: DiskCid) -> None:
         def act() -> None:
             holders = self._said_holders(disk) if disk in self._disks else frozenset()

@@ -292,6 +292,25 @@ class DockerBench:
     async def lose_disk(self, disk: DiskCid) -> None:
         (self._options.directory / "disks" / f"{disk}.raw").unlink()
 
+    def file(self, disk: DiskCid) -> Path:
+        return self._options.directory / "disks" / f"{disk}.raw"
+
+    def first_process(self, vm: VmCid) -> int:
+        client = self._engine.client()
+        try:
+            return int(client.inspect_container(vm)["State"]["Pid"])
+        finally:
+            client.close()
+
+    async def write(self, disk: DiskCid, content: bytes) -> None:
+        """To the beginning of a disk that nobody holds."""
+        with self.file(disk).open("r+b") as file:
+            file.write(content)
+
+    async def read(self, disk: DiskCid, size: int) -> bytes:
+        with self.file(disk).open("rb") as file:
+            return file.read(size)
+
     async def seen_mib(self, disk: DiskCid) -> int:
         """Of the loop device, which is what the VM has in its /dev."""
         (device,) = await loop_devices.of_file(self._options.directory / "disks" / f"{disk}.raw")

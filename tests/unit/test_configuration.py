@@ -275,7 +275,13 @@ NOT_SETTABLE = {
         "stray_sweep_apart_seconds",
         "stray_retry_longest_seconds",
     },
-    "disks": {"look_seconds", "sample_seconds", "grow_apart_seconds", "snapshot_tries_seconds"},
+    "disks": {
+        "look_seconds",
+        "sample_seconds",
+        "grow_apart_seconds",
+        "snapshot_tries_seconds",
+        "snapshot_mib_per_second",
+    },
     "leadership": {
         "presence_seconds",
         "present_seconds",
