@@ -229,5 +229,5 @@ def _why(orphan: OrphanDisk) -> str:
         return "being deleted"
     if orphan.cause is not OrphanCause.SNAPSHOT:
         return str(orphan.cause.value)
-    how = "by schedule" if orphan.scheduled else "asked for"
+    how = "by schedule" if orphan.scheduled else "before a migration" if orphan.before_migration else "asked for"
     return f"of {orphan.snapshot_of}, {how}" + ("" if orphan.cid else ", being taken")

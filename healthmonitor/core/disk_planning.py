@@ -225,9 +225,10 @@ def _changed_line(
     stopped = ", ".join(container.name for container in after.containers) or "nothing"
     long = "for as long as that takes" if seconds is None else f"for about {_duration(seconds)}"
     if change.way is DiskWay.COPY:
+        before = "a snapshot is taken before, and " if facts.of(after.cloud).snapshots else ""
         return (
             f"disk {name}: its data are copied to a new one ({change.why}), {stopped} stops {long};"
-            " the old one is kept as an orphan"
+            f" {before}the old one is kept as an orphan, as the way back"
         )
     if change.way is DiskWay.TAKE:
         return f"disk {name}: {change.why}, {stopped} stops {long}"

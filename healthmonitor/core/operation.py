@@ -54,6 +54,7 @@ STEPS: Mapping[OperationKind, tuple[Step, ...]] = MappingProxyType(
             Step.MAKE_DISKS,
             Step.ATTACH,
             Step.HEAR_AGENT,
+            Step.SNAPSHOT,
             Step.QUIESCE,
             Step.REWORK,
             Step.SWAP,
@@ -73,11 +74,21 @@ IN_PLACE = frozenset({OperationKind.UPDATE, OperationKind.CHANGE_DISKS})
 """Kinds that leave the VM as it is: they have no old one, and fence nothing."""
 
 NEW_VM_STEPS = frozenset(
-    {Step.ATTACH, Step.HEAR_AGENT, Step.QUIESCE, Step.REWORK, Step.SWAP, Step.MOUNT, Step.APPLY, Step.HEALTHY}
+    {
+        Step.ATTACH,
+        Step.HEAR_AGENT,
+        Step.SNAPSHOT,
+        Step.QUIESCE,
+        Step.REWORK,
+        Step.SWAP,
+        Step.MOUNT,
+        Step.APPLY,
+        Step.HEALTHY,
+    }
 )
 """Steps in which the instance's present VM is needed; it may be lost in them."""
 
-SETTLED_STEPS = frozenset({Step.QUIESCE, Step.REWORK, Step.SWAP, Step.MOUNT, Step.APPLY, Step.HEALTHY})
+SETTLED_STEPS = frozenset({Step.SNAPSHOT, Step.QUIESCE, Step.REWORK, Step.SWAP, Step.MOUNT, Step.APPLY, Step.HEALTHY})
 """Steps in which the new VM's agent was heard: from here on the monitor judges whether it is missing. Before, the
 step's own deadline does."""
 

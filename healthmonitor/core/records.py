@@ -198,6 +198,7 @@ class OrphanDisk:
     made_at: float = 0.0  # Unix seconds; 0: not known
     snapshot_of: DiskCid = DiskCid("")  # of a snapshot; `cid` is "" until it is taken
     scheduled: bool = False  # it was taken by a schedule, and is kept by that
+    before_migration: bool = False  # it was taken before `snapshot_of` was copied to another disk
 
 
 class OperationKind(Enum):
@@ -222,6 +223,7 @@ class Step(Enum):
     CREATE_VM = "create_vm"
     ATTACH = "attach"  # while the VM boots
     HEAR_AGENT = "hear_agent"
+    SNAPSHOT = "snapshot"  # of disks that are to be copied
     QUIESCE = "quiesce"  # containers are stopped
     REWORK = "rework"  # disks grow offline, or are copied
     SWAP = "swap"  # copies take their places

@@ -1,9 +1,9 @@
 """Snapshots of disks: disks of their own, kept among the orphans; when one is due, which were kept long enough.
 
 Laws: a snapshot's intent is an orphan without a cid, written before the cloud is asked; it is tried until it is there
-or `snapshot_tries_seconds` are over. Of those taken by a schedule the newest `keep` stay, however old; once nothing
-asks for the schedule any more they stay as long as any orphan. Those that a person took stay as long as any orphan, or
-as the person says.
+or its time (`DiskPolicy.snapshot_seconds`) is over. Of those taken by a schedule the newest `keep` stay, however old;
+once nothing asks for the schedule any more they stay as long as any orphan. Those before a migration stay as long as
+any orphan, and so do those that a person took, unless the person says otherwise.
 
 Does not know: clouds, who takes them (healthmonitor/disk_care.py), how one takes a disk's place (core/orphans.py).
 """
@@ -16,7 +16,7 @@ from dataclasses import replace
 from healthmonitor.core.keys import snapshot_key
 from healthmonitor.core.manifest import SnapshotSchedule
 from healthmonitor.core.operator_changes import FOREVER_SECONDS
-from healthmonitor.core.records import DiskBinding, InstanceRecord, OrphanCause, OrphanDisk
+from healthmonitor.core.records import DiskBinding, InstanceRecord, Operation, OrphanCause, OrphanDisk
 from protocol.ids import DiskCid, DiskName, InstanceId
 
 Place = tuple[InstanceId, DiskName]
@@ -47,6 +47,22 @@ def intended(
 
 def is_being_taken(orphan: OrphanDisk) -> bool:
     return orphan.cause is OrphanCause.SNAPSHOT and not orphan.cid
+
+
+def before_migration(
+    orphans: Iterable[OrphanDisk], record: InstanceRecord, source: DiskCid, operation: Operation
+) -> OrphanDisk | None:
+    """The snapshot of `source` that this operation asked for before it copies; one that an earlier operation asked for
+    and did not live to see counts too."""
+    found = [
+        orphan
+        for orphan in orphans
+        if (orphan.before_migration, orphan.cloud, orphan.instance) == (True, record.group.cloud, record.instance)
+        and orphan.snapshot_of == source
+        and not orphan.deleting
+        and (not orphan.cid or orphan.since >= operation.started_at)
+    ]
+    return max(found, key=lambda orphan: orphan.since, default=None)
 
 
 def due(records: Iterable[InstanceRecord], orphans: Iterable[OrphanDisk], now: float) -> Iterator[OrphanDisk]:

@@ -12,7 +12,7 @@ from healthmonitor.agent_client import BusUnavailable, NoResponders, RequestRefu
 from healthmonitor.clouds.cloud import CloudError, CloudRefused, CloudUnavailable
 from healthmonitor.core.operation import Failed, Outcome
 from healthmonitor.core.records import Step
-from healthmonitor.steps import disk_rework, disk_steps, lost_vm, new_vm
+from healthmonitor.steps import disk_rework, disk_snapshot, disk_steps, lost_vm, new_vm
 from healthmonitor.steps.context import NoSuchCloud, StepContext
 
 TAKE: Mapping[Step, Callable[[StepContext], Awaitable[Outcome]]] = MappingProxyType(
@@ -27,6 +27,7 @@ TAKE: Mapping[Step, Callable[[StepContext], Awaitable[Outcome]]] = MappingProxyT
         Step.CREATE_VM: new_vm.create_vm,
         Step.ATTACH: disk_steps.attach,
         Step.HEAR_AGENT: new_vm.hear_agent,
+        Step.SNAPSHOT: disk_snapshot.snapshot,
         Step.QUIESCE: disk_rework.quiesce,
         Step.REWORK: disk_rework.rework,
         Step.SWAP: disk_rework.swap,

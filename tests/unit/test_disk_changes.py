@@ -86,13 +86,13 @@ def with_disk(**changes: Any) -> InstanceGroup:
             with_disk(filesystem="xfs"),
             facts(600),
             "disk data: its data are copied to a new one (ext4 → xfs), redis stops for about 20 s;"
-            " the old one is kept as an orphan",
+            " a snapshot is taken before, and the old one is kept as an orphan, as the way back",
         ),
         (
             with_disk(size_mib=512),
             facts(migrate=True),
             "disk data: its data are copied to a new one (smaller, 1GiB → 512MiB), redis stops for as long as that"
-            " takes; the old one is kept as an orphan",
+            " takes; a snapshot is taken before, and the old one is kept as an orphan, as the way back",
         ),
     ],
 )

@@ -125,6 +125,12 @@ async def change_disks(world: HandsWorld) -> None:
     await _change_disks(world, group(disks={"data": 60, "log": 50}))
 
 
+async def change_disks_with_snapshots(world: HandsWorld) -> None:
+    world.cloud.disk_abilities = DiskAbilities(snapshots=True)
+    await change_disks(world)
+    await world.until(lambda: len(world.parts.journal.orphans()) == 2, "the old disk and its snapshot are kept")
+
+
 async def _copying(world: HandsWorld) -> None:
     kill_at, world.kill_at = world.kill_at, None
     await change_disks(world)
@@ -161,6 +167,7 @@ SCENARIOS: dict[str, tuple[Scenario, set[str]]] = {
     "grow_unmounted": (grow_unmounted, {"data", "log"}),
     "grow_detached": (grow_detached, {"data", "log"}),
     "change_disks": (change_disks, {"data", "log"}),
+    "change_disks_with_snapshots": (change_disks_with_snapshots, {"data", "log"}),
     "change_disks_vm_lost": (change_disks_vm_lost, {"data", "log"}),
     "change_disks_vm_reboots": (change_disks_vm_reboots, {"data", "log"}),
     "change_disks_taken_back": (change_disks_taken_back, {"data", "log"}),
@@ -172,6 +179,7 @@ SIZES = {
     "grow_unmounted": 200,
     "grow_detached": 200,
     "change_disks": 60,
+    "change_disks_with_snapshots": 60,
     "change_disks_vm_lost": 60,
     "change_disks_vm_reboots": 60,
     "change_disks_taken_back": 100,

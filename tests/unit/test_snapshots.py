@@ -216,3 +216,93 @@ def test_what_cannot_be_taken_is_refused_or_given_up() -> None:
         assert set(world.cloud.disks) == {disk_of(world)}
 
     in_world(play)
+
+
+SMALLER = group(disks={"data": 60})
+
+
+@pytest.mark.parametrize("fault", [None, Fault.FAILS, Fault.UNANSWERED])
+def test_one_is_taken_before_a_migration(fault: Fault | None) -> None:
+    """While the containers still run, and kept as any orphan beside the old disk, however the cloud fails at first; the
+    timeline and the operation's step say so. The next migration has one of its own."""
+
+    async def play(world: HandsWorld) -> None:
+        world.cloud.disk_abilities = SNAPSHOTS
+        await rolled_out(world, group(disks={"data": 100}))
+        before = disk_of(world)
+        if fault is not None:
+            world.cloud.plan_fault("snapshot_disk", fault, times=2)
+        await rolled_out(world, SMALLER, revision=2)
+        await world.until(lambda: world.idle() and disk_of(world) != before, "migrated", 7 * HOUR)
+        found = {orphan.cause: orphan for orphan in world.parts.journal.orphans().values()}
+        snapshot = found[OrphanCause.SNAPSHOT]
+        assert (snapshot.snapshot_of, snapshot.before_migration, snapshot.kept_until) == (before, True, 0.0)
+        assert snapshot.cid in world.cloud.disks
+        assert found[OrphanCause.REPLACED].cid == before
+        assert snapshot.since < found[OrphanCause.REPLACED].since
+        assert await told(world, "disk.snapshot") == [
+            f"snapshot {snapshot.cid} of disk data ({before}) is taken before its migration"
+        ]
+        asked_of_agent = world.machines[world.vm_of(DB).cid].asked
+        assert "drain" in asked_of_agent
+        second = disk_of(world)
+        await rolled_out(world, group(disks={"data": 50}), revision=3)
+        await world.until(lambda: world.idle() and disk_of(world) != second, "migrated again", HOUR)
+        sources = [o.snapshot_of for o in world.parts.journal.orphans().values() if o.before_migration]
+        assert sorted(sources) == sorted([before, second])
+
+    in_world(play)
+
+
+@pytest.mark.parametrize("abilities", [DiskAbilities(), SNAPSHOTS], ids=["no snapshots", "none to be had"])
+def test_without_one_the_way_back_is_named(abilities: DiskAbilities) -> None:
+    """A cloud that has no snapshots, or will not take one: the migration goes on, because the old disk is kept, and
+    that disk is named with what to say to get it back. Nothing is left of the snapshot."""
+
+    async def play(world: HandsWorld) -> None:
+        world.cloud.disk_abilities = abilities
+        await rolled_out(world, group(disks={"data": 100}))
+        before = disk_of(world)
+        world.cloud.plan_fault("snapshot_disk", Fault.FAILS, times=1000)
+        await rolled_out(world, SMALLER, revision=2)
+        await world.until(lambda: world.idle() and disk_of(world) != before, "migrated", HOUR)
+        (text,) = await told(world, "disk.way_back")
+        assert f"resurgam disks attach {before} {DB} data" in text
+        (kept,) = world.parts.journal.orphans().values()
+        assert (kept.cid, kept.cause) == (before, OrphanCause.REPLACED)
+        assert set(world.cloud.disks) == {before, disk_of(world)}
+
+    in_world(play)
+
+
+@pytest.mark.parametrize(("abilities", "says"), [(SNAPSHOTS, True), (DiskAbilities(), False)])
+def test_the_plan_of_a_migration_names_the_way_back(abilities: DiskAbilities, says: bool) -> None:
+    """The snapshot where there will be one, and the old disk in each case."""
+    after = replace(group(), disks=(DiskRequirement(DATA, 100, "xfs"),))
+    facts = DiskFacts(abilities={CLOUD: abilities}, used_mib={(DB, DATA): 10.0})
+    change = change_of(DB, with_schedule(None), after, facts)
+    assert change is not None
+    text = "\n".join(change.details)
+    assert ("a snapshot is taken before" in text) is says
+    assert "the old one is kept as an orphan, as the way back" in text
+
+
+def test_none_is_begun_while_something_is_done_with_the_instance() -> None:
+    """Its disk may be about to be unplugged: one that is asked for waits until that is over."""
+
+    async def play(world: HandsWorld) -> None:
+        world.cloud.disk_abilities = SNAPSHOTS
+        await rolled_out(world, group(disks={"data": 100}))
+        world.cloud.plan_fault("create_vm", Fault.FAILS, times=6)
+        world.cloud.kill_vm(world.vm_of(DB).cid)
+        await world.until(lambda: world.operation(DB) is not None, "being rebuilt")
+        await asked(world, lambda a: a.snapshot(DB, DATA, None, ADA, ""))  # type: ignore[misc]
+
+        def taken_now() -> bool:
+            return any(orphan.cid for orphan in world.parts.journal.orphans().values())
+
+        await world.until(lambda: taken_now() or world.idle(), "rebuilt, or taken", 900.0)
+        assert not taken_now()
+        await world.until(taken_now, "taken", 900.0)
+
+    in_world(play)
