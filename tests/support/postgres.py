@@ -150,7 +150,8 @@ class Ledger:
 
     `address`: host and port of the server, asked before each connection. `acknowledged`: what the server said is
     committed. `begun`: also what was sent and never answered, of which nobody knows. `failures`: what broke, in the
-    server's or the connection's words. `longest_pause_seconds`: of one transaction, from sent to acknowledged."""
+    server's or the connection's words. `longest_pause_seconds`: of one transaction, from sent to acknowledged.
+    `begun_at`, `acknowledged_at`: on the loop's clock."""
 
     address: Address
     writers: int = 3
@@ -158,6 +159,8 @@ class Ledger:
     begun: set[tuple[int, int]] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
     longest_pause_seconds: float = 0.0
+    begun_at: dict[tuple[int, int], float] = field(default_factory=dict)
+    acknowledged_at: dict[tuple[int, int], float] = field(default_factory=dict)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def prepare(self) -> None:
@@ -193,9 +196,10 @@ class Ledger:
                         number += 1
                         entry = (writer, number)
                         self.begun.add(entry)
-                        began = loop.time()
+                        began = self.begun_at[entry] = loop.time()
                         await connection.query(f"insert into ledger values ({writer}, {number})")
                         self.acknowledged.add(entry)
+                        self.acknowledged_at[entry] = loop.time()
                         self.longest_pause_seconds = max(self.longest_pause_seconds, loop.time() - began)
             except (OSError, TimeoutError, EOFError, ServerError) as error:
                 self.failures.append(f"{type(error).__name__} {error}")
@@ -204,12 +208,27 @@ class Ledger:
     async def compare(self) -> None:
         """AssertionError when something acknowledged is not there, or something is there that nobody wrote."""
         promised = set(self.acknowledged)  # more may come while it is looked
-        async with await Connection.open(*await self.address()) as connection:
-            rows = await connection.query("select writer, number from ledger")
-        there = {(int(writer), int(number)) for writer, number in rows}
+        there = await self.there()
         lost = promised - there
         assert not lost, f"{len(lost)} of {len(promised)} acknowledged transactions are lost: {sorted(lost)[:5]}"
         assert there <= self.begun, f"nobody wrote {sorted(there - self.begun)[:5]}"
+
+    async def there(self) -> set[tuple[int, int]]:
+        async with await Connection.open(*await self.address()) as connection:
+            rows = await connection.query("select writer, number from ledger")
+        return {(int(writer), int(number)) for writer, number in rows}
+
+    def is_of_one_moment(self, there: set[tuple[int, int]], after: float, before: float) -> None:
+        """AssertionError unless `there` is just what was committed at one moment between the two: everything that was
+        acknowledged until `after`, nothing that was begun since `before`, and, of what is between, with each
+        transaction all that was acknowledged before it was begun."""
+        missing = {entry for entry, at in self.acknowledged_at.items() if at <= after} - there
+        assert not missing, f"acknowledged before the moment, and not there: {sorted(missing)[:5]}"
+        late = {entry for entry in there if self.begun_at[entry] >= before}
+        assert not late, f"begun after the moment, and there: {sorted(late)[:5]}"
+        newest = max(self.begun_at[entry] for entry in there)
+        torn = {entry for entry, at in self.acknowledged_at.items() if at < newest} - there
+        assert not torn, f"acknowledged before another was begun that is there: {sorted(torn)[:5]}"
 
 
 async def check_every_byte(address: Address) -> tuple[int, int]:

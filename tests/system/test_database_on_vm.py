@@ -6,6 +6,7 @@ A virtual machine, because only there a SIGKILL takes the guest's page cache wit
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -69,6 +70,15 @@ class Site:
                 if (await self.centre.instance(DB))["disks"][0]["size_mib"] > size_mib:
                     return
         raise AssertionError(f"{FILLERS_MAX} MiB were written, and the disk still has {size_mib} MiB")
+
+    async def taken(self) -> str:
+        """The snapshot's cid, once it is there."""
+
+        async def there() -> str:
+            listed = (await self.centre.get("/v1/disks"))["disks"]
+            return next((str(disk["cid"]) for disk in listed if disk["role"] == "snapshot" and disk["cid"]), "")
+
+        return str(await until(there, 120, "the snapshot is taken", every_seconds=0.1))
 
     async def load_runs(self) -> None:
         """pgbench has made its tables and writes."""
@@ -139,4 +149,48 @@ async def test_what_was_acknowledged_outlives_growth_and_a_killed_vm(
             f"\n  {BEFORE_MIB} → {AFTER_MIB} → {LAST_MIB} MiB under load: longest pause of a transaction {pause:.2f} s;"
             f" {during} acknowledged before the VM was killed, {len(ledger.acknowledged)} in all, none lost;"
             f" amcheck: {tables} tables, {indexes} indexes"
+        )
+
+
+async def test_a_snapshot_put_back_is_the_database_of_its_moment(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Taken while several clients and pgbench write, put back while they write: the database has what was committed at
+    one moment between the request and its answer, all of it and nothing else, and amcheck finds nothing in any table or
+    index. The disk that was there until then is kept."""
+    ledger = Ledger(site.address)
+    loop = asyncio.get_running_loop()
+    await ledger.prepare()
+    async with ledger:
+        await site.load_runs()
+        await site.acknowledged(ledger, 30)
+        asked_at = loop.time()
+        await site.centre.post("/v1/disks/snapshots", {"instance": DB, "disk": "data"})
+        snapshot = await site.taken()
+        taken_at = loop.time()
+        await site.acknowledged(ledger, 30)
+        assert ledger.failures == [], "a transaction failed while the snapshot was taken"
+        pause = ledger.longest_pause_seconds
+        disk = (await site.centre.instance(DB))["disks"][0]["cid"]
+        body = {"instance": DB, "disk": "data", "because": "the test"}
+        await site.centre.post(f"/v1/disks/{snapshot}/attach", body)
+        put_back_at = loop.time()
+        await site.centre.waits_for(
+            DB,
+            lambda view: view["disks"][0]["cid"] == snapshot and view["tone"] == "good",
+            "the snapshot is in its place",
+            240,
+        )
+        await site.acknowledged(ledger, 10)
+    there = {entry for entry in await ledger.there() if ledger.begun_at[entry] < put_back_at}
+    ledger.is_of_one_moment(there, asked_at, taken_at)
+    await site.balances_agree()
+    tables, indexes = await postgres.check_every_byte(site.address)
+    kept = [each for each in (await site.centre.get("/v1/disks"))["disks"] if each["cid"] == disk]
+    assert [each["role"] for each in kept] == ["orphan"]
+    with capsys.disabled():
+        print(
+            f"\n  snapshot of {BEFORE_MIB} MiB under load: there {taken_at - asked_at:.1f} s after it was asked for,"
+            f" longest pause of a transaction {pause:.2f} s; {len(there)} transactions of its moment put back,"
+            f" {len(ledger.acknowledged)} acknowledged in all; amcheck: {tables} tables, {indexes} indexes"
         )
