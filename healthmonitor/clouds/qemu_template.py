@@ -33,7 +33,7 @@ from protocol.settings import AgentSettings, BusSettings
 
 READY_LINE = b"RESURGAM TEMPLATE READY"
 """Written to the first serial port by the agent (agent/template.py)."""
-BOOT_SECONDS = 240.0
+BOOT_SECONDS = 480.0
 USUAL_BOOT_SECONDS = 30.0  # only for the progress bar
 SAVE_SECONDS = 60.0
 BANDWIDTH_BYTES = 8 * 1024**3  # per second: as fast as it goes

@@ -54,6 +54,7 @@ instance_groups:
         depends_on: [first]
       third: {<<: *waits, depends_on: [second]}
       apart: {<<: *waits, depends_on: []}
+      narrow: {<<: *waits, depends_on: [], mem_limit: 32m}
 """
 
 
@@ -65,7 +66,7 @@ class Inside:
         self.engine = engine
 
     async def run(self, *command: str) -> str:
-        vm = (await self.site.instance(INSTANCE))["vm"]["vm_cid"]
+        vm = await asyncio.to_thread(self.vm)
         done = await asyncio.to_thread(
             subprocess.run,
             ("docker", "-H", self.engine.host, "exec", vm, *command),
@@ -76,6 +77,15 @@ class Inside:
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
+
+    def vm(self) -> str:
+        """By the engine's word: the monitor may be dead."""
+        client = self.engine.client()
+        try:
+            (found,) = client.containers()
+            return str(found["Id"])
+        finally:
+            client.close()
 
     async def signal(self, name: str, pid: str) -> None:
         """There is no `kill` but the shell's own."""
@@ -200,6 +210,18 @@ async def test_an_agent_killed_with_9_restarts_nothing(inside: Inside) -> None:
     killed_at = time.time()
     await until(lambda: _heard_since(inside.site, killed_at), 30, "the new agent is heard")
     await inside.site.running(INSTANCE, 30)
+    assert await inside.runs() == before
+
+
+async def test_a_child_killed_for_lack_of_memory_is_seen_and_named(inside: Inside) -> None:
+    """With the stemcell's own container runtime: the limit holds, and the agent names what the engine does not tell."""
+    before = await inside.runs()
+    await inside.run("docker", "exec", "narrow", "sh", "-c", "head -c 200000000 /dev/zero | tail > /dev/null || true")
+
+    def named(view: dict[str, Any]) -> bool:
+        return any(each["name"] == "narrow" and each["reason"] == "oom_child" for each in view["containers"])
+
+    await inside.site.waits_for(INSTANCE, named, "it is named", 30)
     assert await inside.runs() == before
 
 
