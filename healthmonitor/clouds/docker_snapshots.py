@@ -13,6 +13,7 @@ Does not know: why, how long a snapshot is kept (healthmonitor/core/snapshots.py
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 import time
@@ -54,15 +55,13 @@ class DockerSnapshots:
             size_mib = self._store.require_disk(disk).size_mib
             record = DiskRecord(cid, request.key, Stage.CREATING, size_mib, dict(request.tags))
             await self._store.write_disk(record)
-            source, target = self._store.disk_file(disk), self._store.disk_file(cid)
-            await asyncio.to_thread(_empty, target, size_mib)
-            shares = await asyncio.to_thread(file_copies.can_share, target.parent)
-            if not shares:
-                await _in_thread(lambda check: file_copies.renew(source, target, check))
-            async with self._store.locked(disk, LOCK_SECONDS):  # nobody gets or loses it meanwhile
-                place = await self._mounted_at(disk)
-                await _in_thread(lambda check: _complete(source, target, place, shares, check))
-            await asyncio.to_thread(file_copies.sync, target)
+            target = self._store.disk_file(cid)
+            try:
+                await self._copy(disk, target, size_mib)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(_empty, target, size_mib)  # where it did not fit nothing else would either
+                raise CloudUnavailable(f"snapshot of {disk}: {error.strerror or error}; begun anew") from None
             size_mib = target.stat().st_size // MIB
             await self._store.write_disk(dataclasses.replace(record, stage=Stage.CREATED, size_mib=size_mib))
         return cid
@@ -78,6 +77,17 @@ class DockerSnapshots:
                 raise held(cid, holders)
             await self._plugs.let_go(cid)
             await self._store.remove_disk(cid)
+
+    async def _copy(self, disk: DiskCid, target: Path, size_mib: int) -> None:
+        source = self._store.disk_file(disk)
+        await asyncio.to_thread(_empty, target, size_mib)
+        shares = await asyncio.to_thread(file_copies.can_share, target.parent)
+        if not shares:
+            await _in_thread(lambda check: file_copies.renew(source, target, check))
+        async with self._store.locked(disk, LOCK_SECONDS):  # nobody gets or loses it meanwhile
+            place = await self._mounted_at(disk)
+            await _in_thread(lambda check: _complete(source, target, place, shares, check))
+        await asyncio.to_thread(file_copies.sync, target)
 
     async def _mounted_at(self, disk: DiskCid) -> Path | None:
         holders = await self._plugs.holders(disk)

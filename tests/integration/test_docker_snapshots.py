@@ -16,6 +16,9 @@ import pytest
 
 from healthmonitor.clouds import file_copies
 from healthmonitor.clouds.cloud import CloudUnavailable, DiskRequest
+from healthmonitor.clouds.docker_disks import DockerPlugs
+from healthmonitor.clouds.docker_snapshots import DockerSnapshots
+from healthmonitor.clouds.local_store import LocalStore
 from healthmonitor.clouds.still_filesystem import standing_still
 from protocol.ids import VmCid
 from tests.support import clouds
@@ -76,6 +79,30 @@ async def test_a_snapshot_of_what_is_written_to(bench: DockerBench, tmp_path: Pa
         run("xfs_repair", "-n", str(copy))
     assert before <= len(found) <= after
     assert found == [f"line {number}" for number in range(1, len(found) + 1)]
+
+
+async def test_a_snapshot_that_does_not_fit_leaves_no_part_of_it(tmp_path: Path) -> None:
+    """It is said, the space is there again for those who write, and it can be dropped."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(directory))
+    try:
+        store = LocalStore(directory)
+        plugs = DockerPlugs(store, _no_process)
+        disk = await store.make_disk(DiskRequest("d", 16), 1.0)
+        store.disk_file(disk).write_bytes(bytes(range(1, 256)) * (16 * 1024 * 1024 // 255))
+        snapshots = DockerSnapshots(store, plugs, _no_process)
+        with pytest.raises(CloudUnavailable, match="No space left"):
+            await snapshots.take(disk, DiskRequest("d-at-1", 16))
+        assert store.disk_file(store.disk_cid("d-at-1")).stat().st_blocks == 0
+        await snapshots.drop("d-at-1")
+        assert [record.cid for record in store.disks()] == [disk]
+    finally:
+        run("umount", str(directory))
+
+
+async def _no_process(vm: VmCid) -> int:
+    return 0
 
 
 async def test_whoever_dies_leaves_nothing_standing_still(tmp_path: Path) -> None:
