@@ -247,12 +247,14 @@ class Resurrector:
         try:
             await self._journal.reload()
             since = self._unix_time() - guard.BUDGET_WINDOW_SECONDS
-            past = await self._journal.events_since(since)
+            # Only these: what a local name holds here is kept for as long as this monitor leads.
+            admitted = [
+                each.event for each in await self._journal.events_since(since) if each.event.kind == ADMITTED_EVENT
+            ]
         except BusUnavailable as error:
             log.warning("leads, but the journal is not reached", error=str(error))
             await self._pause(self._policy.resurrection.retry_first_seconds)
             return
-        admitted = [entry.event for entry in past if entry.event.kind == ADMITTED_EVENT]
         self._rebuilt_at = [event.at for event in admitted]
         self._admitted.clear()
         self._counted_in = None

@@ -34,11 +34,11 @@ def read_public_url(place: Place) -> str:
     text = place.text("an address such as https://monitor.example.org")
     if not text:
         return ""
-    parts = urlsplit(text)
     try:
+        parts = urlsplit(text)
         port_is_fine = parts.port is None or parts.port > 0
     except ValueError:
-        port_is_fine = False
+        parts, port_is_fine = urlsplit(""), False
     plain = text.isascii() and text.isprintable() and not any(character in text for character in " \"'<>\\")
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or not plain or len(text) > 300:
         place.error(f"{text[:80]!r} is no address; expected such as https://monitor.example.org")

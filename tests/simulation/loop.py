@@ -125,6 +125,10 @@ class Process:
             case Condition.KILLED:
                 return False
 
+    def coroutines(self) -> list[object]:
+        """Of its tasks that are not done."""
+        return [task.get_coro() for task in self._tasks if not task.done()]
+
     def adopt(self, task: _Task) -> None:
         self._tasks.append(task)
         if len(self._tasks) > 256:

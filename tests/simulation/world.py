@@ -326,8 +326,15 @@ class World:
     def undisturbed_since(self, vm: VmCid) -> float:
         return self.fleet_of_machines[vm].undisturbed_since()
 
-    def agents(self) -> list[object]:
-        return [machine.shell for machine in self.fleet_of_machines.values() if machine.shell is not None]
+    def monitor_parts(self) -> list[object]:
+        living = [each for each in self.monitors if each.running is not None and each.process is not None]
+        coroutines = [each for monitor in living if monitor.process for each in monitor.process.coroutines()]
+        return [*(monitor.running for monitor in living), *coroutines]
+
+    def agent_parts(self) -> list[object]:
+        living = [each for each in self.fleet_of_machines.values() if each.shell is not None]
+        coroutines = [each for machine in living if machine.agent for each in machine.agent.coroutines()]
+        return [*(machine.shell for machine in living), *coroutines]
 
     def clocks_agree_since(self) -> float:
         return self._clocks_agree_since

@@ -98,6 +98,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("http:\n  reader_token: t", 2, "write reader_token_file"),
     ("channels:\n  - {name: a, type: log}\n  - {name: a, type: log}", 3, "names are unique"),
     ("http: {public_url: monitor.example.org}", 1, "is no address"),
+    ("http: {public_url: 'https://[monitor.example.org'}", 1, "is no address"),
     ("http: {public_url: 'https://monitor.example.org/?a=b'}", 1, "expected scheme, host"),
     ("http: {public_url: 'https://user@monitor.example.org'}", 1, "expected scheme, host"),
     ("http: {token_file: t, public_url: 'http://monitor.example.org'}", 1, "in the clear"),
