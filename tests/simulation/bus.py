@@ -147,11 +147,12 @@ class SimulatedServer:
         self.on_sent: Callable[[SimulatedBus, str, bytes], None] = lambda client, subject, payload: None
         self.acknowledged: dict[str, int] = {}
         """Bucket → the highest revision of it that any client was told is written."""
-        self._connections: list[Connection] = []
+        self._connections: dict[int, Connection] = {}  # by their numbers, in the order in which they came
         self._commits: deque[_Commit] = deque()
-        self._routes: dict[str, list[tuple[Connection, int]]] = {}
+        self._routes = _Routes()
         self._clients: list[SimulatedBus] = []
         self._disconnect_heard: list[SimulatedSystemEvents] = []
+        self._accepted = 0
 
     def client(self, name: str) -> SimulatedBus:
         """A bus for the process that runs now. Not connected yet: see `SimulatedBus.open`."""
@@ -163,28 +164,25 @@ class SimulatedServer:
 
     def cut(self, client: SimulatedBus, to_server: bool = True, from_server: bool = True) -> None:
         client.cut_to_server, client.cut_from_server = to_server, from_server
-        for connection in self._connections + client.given_up:
-            if connection.client is client:
-                connection.apply_cut()
+        for connection in [*client.at_server, *client.given_up]:
+            connection.apply_cut()
 
     def heal(self, client: SimulatedBus) -> None:
         self.cut(client, to_server=False, from_server=False)
 
     def reconsider(self, client: SimulatedBus) -> None:
         """To be called after the client's process was frozen or thawed."""
-        for connection in self._connections:
-            if connection.client is client:
-                connection.watch()
+        for connection in client.at_server:
+            connection.watch()
 
     def client_killed(self, client: SimulatedBus, announced: bool) -> None:
         """Its process is gone. `announced`: its kernel closed the connection; otherwise only pings will tell."""
-        for connection in list(self._connections):
-            if connection.client is client:
-                if announced and not client.cut_to_server:
-                    connection.to_server.send(partial(self.drop, connection))
-                else:
-                    connection.client_gone = True
-                    connection.watch()
+        for connection in list(client.at_server):
+            if announced and not client.cut_to_server:
+                connection.to_server.send(partial(self.drop, connection))
+            else:
+                connection.client_gone = True
+                connection.watch()
 
     def crash(self) -> None:
         """Killed: connections end, writes not yet acknowledged are kept up to a point that the seed chooses."""
@@ -197,7 +195,7 @@ class SimulatedServer:
         for commit in self._commits:
             commit.timer.cancel()
         self._commits.clear()
-        for connection in list(self._connections):
+        for connection in list(self._connections.values()):
             self.drop(connection)
 
     def start(self) -> None:
@@ -206,8 +204,22 @@ class SimulatedServer:
     # The server's side of connections.
 
     def accept(self, connection: Connection) -> None:
-        self._connections.append(connection)
-        self._routes.clear()
+        self._accepted += 1
+        connection.number = self._accepted
+        self._connections[connection.number] = connection
+        connection.client.at_server.append(connection)
+        for number, pattern in connection.patterns.items():
+            self._routes.add(connection, number, pattern)
+
+    def subscribed(self, connection: Connection, number: int, pattern: str | None) -> None:
+        """None: no more."""
+        if number in connection.patterns and connection.open_at_server:
+            self._routes.remove(connection, number, connection.patterns[number])
+        connection.patterns.pop(number, None)
+        if pattern is not None:
+            connection.patterns[number] = pattern
+            if connection.open_at_server:
+                self._routes.add(connection, number, pattern)
 
     def drop(self, connection: Connection) -> None:
         """The server gives a connection up, or learns that the client closed it."""
@@ -215,8 +227,10 @@ class SimulatedServer:
             return
         connection.open_at_server = False
         connection.watch()
-        self._connections.remove(connection)
-        self._routes.clear()
+        del self._connections[connection.number]
+        connection.client.at_server.remove(connection)
+        for number, pattern in connection.patterns.items():
+            self._routes.remove(connection, number, pattern)
         connection.to_client.send(partial(connection.client.lost, connection))
         if self.up:
             for heard in self._disconnect_heard:
@@ -269,18 +283,8 @@ class SimulatedServer:
     def _receivers(self, subject: str) -> list[tuple[Connection, int]]:
         if subject.startswith(INBOX):
             client = self._clients[int(subject.split(".")[1])]
-            return [(connection, 0) for connection in self._connections if connection.client is client]
-        receivers = self._routes.get(subject)
-        if receivers is None:
-            if len(self._routes) > ROUTES_MAX:
-                self._routes.clear()
-            receivers = self._routes[subject] = [
-                (connection, number)
-                for connection in self._connections
-                for number, pattern in connection.patterns.items()
-                if matches(pattern, subject)
-            ]
-        return receivers
+            return [(connection, 0) for connection in client.at_server]
+        return self._routes.to(subject)
 
     def _commit(self, commit: _Commit) -> None:
         # Timers of one moment come in any order: a write never overtakes another
@@ -292,11 +296,48 @@ class SimulatedServer:
                 first.sender.to_client.send(partial(first.reply, outcome))
 
 
+class _Routes:
+    """Who has subscribed to what: whole subjects by name, patterns one by one, of which there are few."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[tuple[int, int], Connection]] = {}
+        self._patterns: dict[str, dict[tuple[int, int], Connection]] = {}
+        self._known: dict[str, list[tuple[Connection, int]]] = {}
+
+    def add(self, connection: Connection, number: int, pattern: str) -> None:
+        self._known.clear()
+        self._kept(pattern).setdefault(pattern, {})[connection.number, number] = connection
+
+    def remove(self, connection: Connection, number: int, pattern: str) -> None:
+        self._known.clear()
+        kept = self._kept(pattern)
+        del kept[pattern][connection.number, number]
+        if not kept[pattern]:
+            del kept[pattern]
+
+    def to(self, subject: str) -> list[tuple[Connection, int]]:
+        """Connections in the order in which they came, each with the number of its subscription."""
+        known = self._known.get(subject)
+        if known is None:
+            if len(self._known) > ROUTES_MAX:
+                self._known.clear()
+            found = dict(self._exact.get(subject, {}))
+            for pattern, subscribed in self._patterns.items():
+                if matches(pattern, subject):
+                    found |= subscribed
+            known = self._known[subject] = [(found[place], place[1]) for place in sorted(found)]
+        return known
+
+    def _kept(self, pattern: str) -> dict[str, dict[tuple[int, int], Connection]]:
+        return self._patterns if "*" in pattern or ">" in pattern else self._exact
+
+
 class Connection:
     """One TCP connection: a pipe each way, and what each side believes of it."""
 
     def __init__(self, server: SimulatedServer, client: SimulatedBus) -> None:
         self.client = client
+        self.number = 0  # in the order in which the server took them
         self.open_at_client = True
         self.open_at_server = True
         self.client_gone = False
@@ -373,6 +414,8 @@ class SimulatedBus:
         self.cut_to_server = False
         self.cut_from_server = False
         self.given_up: list[Connection] = []
+        self.at_server: list[Connection] = []
+        """Its connections that the server has not given up."""
         self.process: Process | None = current_process()
         self.context = contextvars.copy_context()
         self.server = server
@@ -565,11 +608,7 @@ class SimulatedBus:
 
     def _announce(self, connection: Connection, number: int, subject: str | None) -> None:
         def arrive() -> None:
-            if subject is None:
-                connection.patterns.pop(number, None)
-            else:
-                connection.patterns[number] = subject
-            self.server._routes.clear()
+            self.server.subscribed(connection, number, subject)
 
         connection.to_server.send(arrive)
 
