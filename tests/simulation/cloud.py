@@ -520,10 +520,15 @@ class SimulatedCloud:
         return self._numbers
 
     def _changed(self) -> None:
+        writers: dict[DiskCid, list[VmCid]] = {}
+        for vm in self._vms.values():
+            if vm.attached and vm.can_write:
+                for disk in vm.attached:
+                    writers.setdefault(disk, []).append(vm.cid)
         for disk in self._disks:
-            writers = frozenset(vm.cid for vm in self._vms.values() if vm.can_write and disk in vm.attached)
-            if len(writers) > 1:
-                self.violations.append(Violation(asyncio.get_running_loop().time(), disk, writers))
+            if len(writers.get(disk, ())) > 1:
+                violation = Violation(asyncio.get_running_loop().time(), disk, frozenset(writers[disk]))
+                self.violations.append(violation)
         self.on_change()
 
 

@@ -303,8 +303,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _make_task(self, loop: Any, coro: Any, **kwargs: Any) -> _Task:
         self._serial += 1
-        task = _Task(coro, loop=loop, **kwargs)
-        task.serial = self._serial
+        task = _Task(coro, self._serial, loop=loop, **kwargs)
         process = _process.get()
         if process is not None:
             process.adopt(task)
@@ -322,7 +321,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 class _Task(asyncio.Task):  # type: ignore[type-arg]
     """Hashes by order of creation, so that a set of tasks has an order that does not hang on addresses."""
 
-    serial = 0
+    def __init__(self, coro: Any, serial: int, **kwargs: Any) -> None:
+        self.serial = serial  # before asyncio takes it into its set of all tasks: there all would hash alike
+        super().__init__(coro, **kwargs)
 
     def __hash__(self) -> int:
         return self.serial

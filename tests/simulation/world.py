@@ -180,6 +180,7 @@ class World:
         self._before: dict[tuple[str, str], object] = {}
         self._opened: dict[tuple[str, float], Incident] = {}
         self._applied: dict[VmCid, tuple[int, int]] = {}
+        self._looked_at: tuple[MachineTruth, ...] | None = None  # all, for as long as one look of the checkers takes
         self._truths: dict[VmCid, tuple[int, MachineTruth]] = {}  # of those that are off
         self._old_commands: dict[str, list[bytes]] = {}  # instance → what its agents were told
         self._violated: set[tuple[str, str]] = set()
@@ -223,6 +224,8 @@ class World:
         return self.loop.time()
 
     def machines(self) -> tuple[MachineTruth, ...]:
+        if self._looked_at is not None:
+            return self._looked_at
         return tuple(self._truth_of(machine) for machine in self.fleet_of_machines.values())
 
     def _truth_of(self, machine: Machine) -> MachineTruth:
@@ -455,7 +458,8 @@ class World:
             for record in records.deployments
             if self.person.wanted.get(record.name) != record.manifest_text or record.rollout is not RolloutState.DONE
         ]
-        return wanted + [(breach, checker) for checker in FINALLY for breach in checker(self)]
+        with self._one_look():
+            return wanted + [(breach, checker) for checker in FINALLY for breach in checker(self)]
 
     async def _watch(self) -> None:
         next_look = self.loop.time()
@@ -469,12 +473,22 @@ class World:
             await asyncio.sleep(self.scenario.check_seconds)
 
     def check(self) -> None:
-        for checker in ALWAYS:
-            for breach in checker(self):
-                self.violate(checker.__name__, checker.__doc__ or "", breach)
+        with self._one_look():
+            for checker in ALWAYS:
+                for breach in checker(self):
+                    self.violate(checker.__name__, checker.__doc__ or "", breach)
         for machine in self.fleet_of_machines.values():
             if machine.power is not PowerState.OFF:
                 self._applied[machine.vm_cid] = machine.applied()
+
+    @contextlib.contextmanager
+    def _one_look(self) -> Iterator[None]:
+        """Nothing changes inside."""
+        self._looked_at = self.machines()
+        try:
+            yield
+        finally:
+            self._looked_at = None
 
     def _watch_leader(self) -> None:
         leading = [monitor for monitor in self.monitors if monitor.leads]
