@@ -33,8 +33,9 @@ LATE_TOLERANCE_SECONDS = 2.6
 
 SILENT_STEP_SECONDS = 200.0
 """Longer than any step may take by its own deadlines in a run (see `world.policy_of`)."""
-LEFT_OUT_SECONDS = 120.0
-"""Some leases, and the longest that a deployment's operations need to be begun."""
+LEFT_OUT_LEASES = 8
+"""For so long a VM that is off may have no operation: for as long as it takes to be missing, and an operation to be
+begun."""
 ABOUT_THE_FOREIGN = frozenset({"vm_unknown"})
 """What is reported of somebody else's VM, for as long as it is there."""
 
@@ -87,6 +88,8 @@ class World(Protocol):
     def records(self) -> Records: ...
 
     def beliefs(self) -> tuple[Belief, ...]: ...
+
+    def lease_seconds(self) -> float: ...
 
     def wanted_spares(self) -> int: ...
 
@@ -286,7 +289,8 @@ def always_visible(world: World) -> list[Breach]:
 def always_taken_care_of(world: World) -> list[Breach]:
     """No expected VM is left out for ever: one that does not run has an operation, or says why it has none."""
     now, calm_since = world.now(), world.leading_undisturbed_since()
-    if now - calm_since < LEFT_OUT_SECONDS:
+    longest_seconds = LEFT_OUT_LEASES * world.lease_seconds()
+    if now - calm_since < longest_seconds:
         return []
     records = world.records()
     machines = {machine.key: machine for machine in world.machines()}
@@ -296,7 +300,7 @@ def always_taken_care_of(world: World) -> list[Breach]:
         if record.ignore or record.deleting or instance in records.operations or record.deployment in rolling:
             continue
         machine = machines.get(record.vm.key) if record.vm is not None else None
-        if machine is None or (not machine.can_write and now - machine.alive_at > LEFT_OUT_SECONDS):
+        if machine is None or (not machine.can_write and now - machine.alive_at > longest_seconds):
             what = "has no VM" if machine is None else f"{machine.vm_cid} is off for {now - machine.alive_at:.0f} s"
             breaches.append(Breach(f"{instance}: {what}, and nothing is done about it", (str(instance),)))
     return breaches

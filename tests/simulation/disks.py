@@ -62,8 +62,10 @@ class SimulatedDisks:
         random: Random,
         on_mounts: Callable[[Mapping[DiskName, str]], None],
         on_change: Callable[[], None],
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self._hardware = hardware
+        self._look_seconds = look_seconds
         self._agreed = agreed
         self._random = random
         self._on_mounts = on_mounts
@@ -154,7 +156,7 @@ class SimulatedDisks:
                         self._on_change()  # it stands in the report, and is tried again
             self._tell()
             try:
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(self._look_seconds):
                     await self._wake.wait()
             except TimeoutError:
                 continue

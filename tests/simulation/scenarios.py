@@ -6,10 +6,16 @@ Law: a scenario is a function of the seed alone. To add one: a function here, a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
+from agent.core.engine_watch import WatchPolicy
+from agent.core.reconcile import SupervisionPolicy
+from healthmonitor.core.policy import LivenessPolicy
+from tests.simulation.disks import LOOK_SECONDS
 from tests.simulation.nemesis import FaultKind
 from tests.simulation.soak import Soak
+from tests.simulation.vm import Pace
 from tests.simulation.world import Scenario
 
 
@@ -266,6 +272,59 @@ def hundred(seed: int) -> Scenario:
     )
 
 
+def thousand(seed: int) -> Scenario:
+    """Ten minutes of a thousand VMs."""
+    return _thousand(600.0, 1.0)
+
+
+def thousand_day(seed: int) -> Scenario:
+    """A day and a night of a thousand VMs. What agents do by themselves they do twelve times more seldom than by
+    default: a heartbeat a minute."""
+    return _thousand(24 * 3600.0, 12.0)
+
+
+def _thousand(storm_seconds: float, slower: float) -> Scenario:
+    usual, looks, probes = LivenessPolicy(), SupervisionPolicy(), WatchPolicy()
+    return Scenario(
+        databases=400,
+        fronts=599,
+        monitors=2,
+        build_seconds=900.0,
+        storm_seconds=storm_seconds,
+        faults_per_minute=1.0,
+        only=frozenset(
+            {
+                FaultKind.VM_KILLED,
+                FaultKind.VM_LOST_SILENTLY,
+                FaultKind.VM_FROZEN,
+                FaultKind.VM_REBOOTED,
+                FaultKind.AGENT_KILLED,
+                FaultKind.AGENT_CUT,
+                FaultKind.CONTAINER_CRASHED,
+                FaultKind.ENGINE_HUNG,
+                FaultKind.MONITOR_KILLED_ACTING,
+                FaultKind.MONITOR_STEPS_DOWN,
+                FaultKind.RECREATED,
+            }
+        ),
+        liveness=replace(
+            usual,
+            heartbeat_interval_seconds=slower * usual.heartbeat_interval_seconds,
+            lease_seconds=slower * usual.lease_seconds,
+            suspect_after_seconds=slower * usual.suspect_after_seconds,
+            start_grace_seconds=slower * usual.start_grace_seconds,
+        ),
+        pace=Pace(
+            replace(looks, full_look_seconds=slower * looks.full_look_seconds),
+            replace(probes, probe_interval_seconds=slower * probes.probe_interval_seconds),
+            slower * LOOK_SECONDS,
+        ),
+        check_seconds=10.0,
+        real_seconds=36_000.0,
+        steps_max=1_000_000_000,
+    )
+
+
 def soak_short(seed: int) -> Scenario:
     """Three hours of a small fleet in which something goes wrong every few minutes and nothing may grow."""
     return _soak(3 * 3600.0)
@@ -363,6 +422,8 @@ SCENARIOS: Mapping[str, Callable[[int], Scenario]] = MappingProxyType(
         "hundred": hundred,
         "spares": spares,
         "together": together,
+        "thousand": thousand,
+        "thousand-day": thousand_day,
         "soak-short": soak_short,
         "soak-day": soak_day,
     }

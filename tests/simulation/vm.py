@@ -16,6 +16,8 @@ from random import Random
 from typing import Any
 
 from agent.core.desired import Held, Place
+from agent.core.engine_watch import WatchPolicy
+from agent.core.reconcile import SupervisionPolicy
 from agent.desired_state import DesiredState, Seen
 from agent.engine import Health, Status
 from agent.shell import AgentShell
@@ -25,7 +27,7 @@ from protocol.settings import AgentSettings
 from protocol.spec import ContainerSpec, MountKind
 from tests.simulation.bus import SimulatedBus, SimulatedServer
 from tests.simulation.clocks import Clock
-from tests.simulation.disks import Agreed, SimulatedCopies, SimulatedDisks, SimulatedDocument
+from tests.simulation.disks import LOOK_SECONDS, Agreed, SimulatedCopies, SimulatedDisks, SimulatedDocument
 from tests.simulation.engine import EngineFault, FetchedImages, MemoryNotes, SimulatedDaemon, SimulatedEngine
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.platters import Content, Platters
@@ -41,6 +43,15 @@ class PowerState(Enum):
     BOOTING = "booting"
     RUNNING = "running"
     FROZEN = "frozen"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often an agent looks by itself."""
+
+    supervision: SupervisionPolicy = field(default_factory=SupervisionPolicy)
+    watch: WatchPolicy = field(default_factory=WatchPolicy)
+    disks_seconds: float = LOOK_SECONDS
 
 
 @dataclass(slots=True)
@@ -69,8 +80,10 @@ class Machine:
         platters: Platters,
         boots: bool = True,
         slow_seconds: float = 0.0,
+        pace: Pace | None = None,
     ) -> None:
         """`slow_seconds`: longer than usual, at its first boot."""
+        self._pace = pace or Pace()
         self.vm_cid = vm_cid
         self.key = key
         self.settings = settings
@@ -352,10 +365,21 @@ class Machine:
             self._system_disk.place,
         )
         supervisor = Supervisor(
-            self.engine, SimulatedDaemon(self.engine), self.engine, self._system_disk.notes, _directories
+            self.engine,
+            SimulatedDaemon(self.engine),
+            self.engine,
+            self._system_disk.notes,
+            _directories,
+            self._pace.supervision,
+            self._pace.watch,
         )
         disks = SimulatedDisks(
-            self, self._system_disk.agreed, self._random, supervisor.set_disks, lambda: shell.heartbeater.changed()
+            self,
+            self._system_disk.agreed,
+            self._random,
+            supervisor.set_disks,
+            lambda: shell.heartbeater.changed(),
+            self._pace.disks_seconds,
         )
         shell = AgentShell(
             settings,

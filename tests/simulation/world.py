@@ -67,7 +67,7 @@ from tests.simulation.platters import Content, Platters
 from tests.simulation.receivers import Receiver, ReceiverChannel
 from tests.simulation.records_in_store import RecordsInStore, incident_line, operation_line, spare_line
 from tests.simulation.story import Trace, Violation, Voice
-from tests.simulation.vm import Machine, PowerState
+from tests.simulation.vm import Machine, Pace, PowerState
 from tests.simulation.witness import Witness
 
 CALM_CHECK_SECONDS = 30.0
@@ -109,8 +109,10 @@ class Scenario:
     hourly_budget: int = 1000
     max_in_flight: int = 3
     liveness: LivenessPolicy = field(default_factory=LivenessPolicy)
+    pace: Pace = field(default_factory=Pace)
     check_seconds: float = 1.0
     real_seconds: float = 900.0
+    steps_max: int = 50_000_000
     settles: bool = True  # otherwise the run ends with the storm
     looks_at: Callable[[World], Onlooker] | None = None
 
@@ -160,7 +162,7 @@ class World:
         self.seed = seed
         self.scenario = scenario
         self.policy = policy_of(scenario)
-        self.loop = SimulatedLoop(max_real_seconds=scenario.real_seconds)
+        self.loop = SimulatedLoop(scenario.steps_max, scenario.real_seconds)
         self.random = Random(f"world {seed}")
         self.trace = Trace(self.loop.time)
         self.violations: list[Violation] = []
@@ -269,6 +271,9 @@ class World:
                     alive_at[agent] = now - view.silent_seconds
             found.append(Belief(monitor.name, alive_at, monitor.newest_evidence))
         return tuple(found)
+
+    def lease_seconds(self) -> float:
+        return self.policy.liveness.lease_seconds
 
     def wanted_spares(self) -> int:
         """All VMs of a run are of one size."""
@@ -561,6 +566,7 @@ class World:
             self.platters,
             boots,
             slow,
+            self.scenario.pace,
         )
         machine.on_mount = self.check
         self.fleet_of_machines[cid] = self._by_agent[machine.settings.agent_id] = machine
