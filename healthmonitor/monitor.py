@@ -23,7 +23,7 @@ from healthmonitor.asker import AgentClient, Asker
 from healthmonitor.channels.channel import Channel, Transition
 from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.core.deviations import Deviation, deviation
-from healthmonitor.core.evaluation import evaluate_monitor
+from healthmonitor.core.evaluation import evaluate_monitor, may_be_stranger_still
 from healthmonitor.core.fleet import Fleet, FleetDecision
 from healthmonitor.core.incidents import IncidentDecision, Incidents, instance_of
 from healthmonitor.core.judgement import Judgement, Loss, Missing, Verdict
@@ -371,7 +371,10 @@ class Monitor:
             return not self._losses_known
         instance = InstanceId(instance_of(incident))
         if not instance:
-            return incident.kind.startswith(("agent_", "job_", "monitor_")) and bool(self.fleet.hearing_now.deaf)
+            deaf = incident.kind.startswith(("agent_", "job_", "monitor_")) and bool(self.fleet.hearing_now.deaf)
+            return deaf or (
+                incident.kind == "agent_stranger" and self._may_be_stranger_still(AgentId(incident.subject))
+            )
         if self._survey.waits_for(instance):
             return True  # not evaluated yet
         record = self._survey.records.get(instance)
@@ -385,6 +388,12 @@ class Monitor:
         if self.fleet.verdict(record.vm.agent_id) is not Verdict.ALIVE:
             return True
         return not self.fleet.heartbeat_seen(record.vm.agent_id)
+
+    def _may_be_stranger_still(self, agent: AgentId) -> bool:
+        now = self._loop.time()
+        listened_seconds = now - self.fleet.hearing_now.since
+        expected = self.fleet.instance_of(agent) is not None
+        return not expected and may_be_stranger_still(self.fleet.view(agent, now), listened_seconds, self._policy)
 
     def _remember_losses(self, now: float) -> None:
         """What was lost before this monitor led counts toward a meltdown: a restart must not forget it."""

@@ -209,6 +209,16 @@ def evaluate_strangers(strangers: Iterable[AgentView], policy: Policy) -> Iterat
             yield deviation("job_failing", view.agent, "job_state is failing", policy)
 
 
+def may_be_stranger_still(view: AgentView | None, listened_seconds: float, policy: Policy) -> bool:
+    """Of an agent that was reported by who watched before, and of which nothing is found now: whether it was only not
+    heard yet, or not for long enough to be reported. A monitor's restart must neither end nor repeat what is told."""
+    if view is None:
+        return listened_seconds < policy.liveness.stranger_after_seconds
+    if view.verdict is Verdict.MISSING or view.heartbeats_missing_seconds > view.suspect_after_seconds:
+        return False
+    return view.known_seconds < policy.liveness.stranger_after_seconds + policy.liveness.lease_seconds
+
+
 def evaluate_monitor(
     hearing: Hearing, bus_connected: bool, meltdowns: Mapping[str, str], policy: Policy
 ) -> Iterator[Deviation]:
