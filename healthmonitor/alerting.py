@@ -2,8 +2,7 @@
 
 Laws:
 - Written, then sent. Only the leader does either; when it leads anew it reads what was written and goes on from there.
-- The one exception: when the bus itself is gone there is nowhere to write and nobody leads. Who led last tells of that
-  from memory, once, and of its end.
+- The one exception: that the bus itself is gone (`bus_alarm.py`).
 - A notification is composed when it is sent, from what is known then; the outbox keeps it as it was said.
 
 Does not know: how incidents come about, how a channel speaks.
@@ -19,6 +18,7 @@ from typing import Protocol
 
 import structlog
 
+from healthmonitor.bus_alarm import BUS_LOST, AlarmNote, BusAlarm, NoteInMemory
 from healthmonitor.channels.channel import Channel, Item, Notification, Receipt, Transition
 from healthmonitor.core.deviations import Deviation, deviation
 from healthmonitor.core.maintenance_changes import in_force
@@ -35,18 +35,13 @@ from protocol.bus import Bus, BusUnavailable
 
 log = structlog.get_logger("alerting")
 
-BUS_LOST = "bus_lost"
-"""The kind that is told from memory, and only from there."""
 RETRY_SECONDS = 0.5
 LOOK_SECONDS = 1.0
 """The desk is looked at this often even when nothing is due: wall clocks jump."""
-BUS_LOOK_SECONDS = 0.25
 LOOK_FOR_CHANNELS_SECONDS = 20.0
 """A channel whose server was not there at the start, and for which nothing waits, is looked for this often."""
 ALERTS_LOOK_SECONDS = 5.0
 """The inbox is looked at this often even when no alert was heard: one may have come while nobody listened."""
-LED_LATELY_SECONDS = 30.0
-"""A leader loses its lease before its connection is known to be lost; it tells of it all the same."""
 COMPOSE_LOGS_MAX = 5
 """Incidents of one notification whose log lines are asked for."""
 
@@ -106,10 +101,12 @@ class Alerting:
         changed: Callable[[], None] = lambda: None,
         link: Callable[[str], str] = lambda incident_key: "",
         melting: Callable[[], frozenset[str]] = frozenset,
+        note: AlarmNote | None = None,
     ) -> None:
         """`tell`: writes an event to the timeline when it can. `alert_of`: an agent's alert as an incident. `changed`:
         called when a channel begins or ceases to fail. `melting`: scopes in which many are lost, or may be
-        (`desk.Surroundings`). `rules.channels` is what `channels` are called, whatever it says."""
+        (`desk.Surroundings`). `rules.channels` is what `channels` are called, whatever it says.
+        `note`: where it stands that the loss of the bus was told; in memory only unless given."""
         self._bus = bus
         self._journal = journal
         self._knowledge = knowledge
@@ -130,13 +127,20 @@ class Alerting:
         self.desk: Desk | None = None  # only while leading
         self._seen_while_loading: dict[str, Incident] | None = None
         self._woken = asyncio.Event()
-        self._led_at = self._loop.time()  # who starts without a bus says so too
         self._dispatching = False
         self.running = False
         self._alerts = HeardAlerts(bus, alert_of)
         self._rung = True  # an agent's alert was heard
         self._alerts_looked_at = float("-inf")
-        self._bus_alarm: Incident | None = None
+        self._bus_alarm = BusAlarm(
+            note or NoteInMemory(),
+            lambda: bus.connected,
+            is_leader,
+            lambda: self._policy,
+            unix_time,
+            self._send_from_memory,
+            self._waits_from_memory,
+        )
         self._tests = 0
         self.set_channels(channels, rules)
 
@@ -308,7 +312,7 @@ class Alerting:
         self.running = True
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._watch_bus(), name="alerting-bus")
+                tasks.create_task(self._bus_alarm.run(), name="alerting-bus")
                 tasks.create_task(self._look_for_channels(), name="alerting-channels")
                 while True:
                     await self._start_lines(tasks)
@@ -494,54 +498,17 @@ class Alerting:
 
     # When the bus itself is gone.
 
-    async def _watch_bus(self) -> None:
-        down_since: float | None = None
-        while True:
-            now = self._loop.time()
-            if self._bus.connected:
-                down_since = None
-                if self._is_leader():
-                    self._led_at = now
-                if self._bus_alarm is not None:
-                    self._end_bus_alarm(self._bus_alarm)
-            else:
-                down_since = now if down_since is None else down_since
-                patience = self._policy.liveness.canary_lost_seconds
-                led_lately = down_since - self._led_at <= LED_LATELY_SECONDS
-                if self._bus_alarm is None and led_lately and now - down_since >= patience:
-                    self._begin_bus_alarm(now - down_since)
-            await asyncio.sleep(BUS_LOOK_SECONDS)
+    def _waits_from_memory(self, incident: Incident) -> bool:
+        thread = self._thread_from_memory(incident)
+        return any(line.holds(thread) for line in self._lines.values())
 
-    def _begin_bus_alarm(self, seconds: float) -> None:
-        at = self._unix_time()
-        lost = deviation(
-            BUS_LOST, "monitor", f"the connection is down for {seconds:.0f} s and tried again and again", self._policy
-        )
-        self._bus_alarm = Incident(
-            key=lost.key,
-            kind=lost.kind,
-            subject=lost.subject,
-            severity=lost.severity,
-            title=lost.title,
-            detail=lost.detail,
-            opened_at=at - seconds,
-            updated_at=at,
-            next_step=lost.next_step,
-        )
-        log.error("bus.lost", next="told from memory", seconds=round(seconds, 1))
-        self._send_from_memory(self._bus_alarm, Transition.OPENED)
-
-    def _end_bus_alarm(self, alarm: Incident) -> None:
-        self._bus_alarm = None
-        at = self._unix_time()
-        took = wording.duration(max(0.0, at - alarm.opened_at))
-        over = replace(alarm, resolved_at=at, updated_at=at, resolution=f"over after {took}: the connection is back")
-        self._send_from_memory(over, Transition.RESOLVED)
+    def _thread_from_memory(self, incident: Incident) -> str:
+        return f"bus-lost-{self._site}-{incident.opened_at:.0f}"
 
     def _send_from_memory(self, incident: Incident, transition: Transition) -> None:
         at = self._unix_time()
         way = routed(incident, Subject(), self._rules.routes, self._rules.channels, at)
-        thread = f"bus-lost-{self._site}-{incident.opened_at:.0f}"
+        thread = self._thread_from_memory(incident)
         over = transition is Transition.RESOLVED
         subject = f"[resolved] the bus is back: {incident.resolution}" if over else f"[critical] {incident.title}"
         notification = Notification(

@@ -186,6 +186,7 @@ def incident_view(incident: Incident) -> dict[str, Any]:
         "updated_at": incident.updated_at,
         "resolved_at": incident.resolved_at,
         "resolution": incident.resolution,
+        "lasted_seconds": None if incident.resolved_at is None else incident.took_seconds(incident.resolved_at),
         "inhibited_by": incident.inhibited_by,
         "next_step": incident.next_step,
     }

@@ -108,6 +108,10 @@ class Line:
     def waiting(self) -> int:
         return len(self._waiting) + len(self._in_memory) + len(self._unmarked) + (self._trying is not None)
 
+    def holds(self, thread: str) -> bool:
+        """Whether a letter of that thread waits that is in memory only."""
+        return any(letter.notification.thread == thread for letter in self._in_memory)
+
     def failing(self) -> str:
         """Why the channel counts as failing; "" when it does not."""
         return self.state.error if self.state.circuit_open else ""

@@ -76,7 +76,7 @@ def _head(incident: Incident, now: float) -> str:
         state = f"open for {duration(max(0.0, now - incident.opened_at))}"
         colour = _COLOURS[incident.severity]
     else:
-        state, colour = f"over after {duration(max(0.0, incident.resolved_at - incident.opened_at))}", "#2e7d32"
+        state, colour = f"over after {duration(incident.took_seconds(incident.resolved_at) or 0.0)}", "#2e7d32"
     word = f"{incident.severity.name.lower()}, {state}"
     return f'<h1 style="border-color:{colour}">{_text(incident.title)}<small>{_text(word)}</small></h1>'
 

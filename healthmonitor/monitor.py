@@ -20,6 +20,7 @@ import structlog
 
 from healthmonitor.alerting import Alerting, AlertJournal
 from healthmonitor.asker import AgentClient, Asker
+from healthmonitor.bus_alarm import AlarmNote
 from healthmonitor.channels.channel import Channel, Transition
 from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.core.deviations import Deviation, deviation
@@ -110,6 +111,7 @@ class Monitor:
         rules: Rules | None = None,
         beside: Callable[[Policy], Iterable[Deviation]] = lambda policy: (),
         link: Callable[[str], str] = lambda incident_key: "",
+        alarm_note: AlarmNote | None = None,
     ) -> None:
         self.fleet = fleet
         self._bus = bus
@@ -152,6 +154,7 @@ class Monitor:
             site=monitor_id,
             changed=self.wake,
             link=link,
+            note=alarm_note,
             melting=lambda: self.judgement.brewing.union(self.judgement.meltdowns),
         )
         self.notifier = Notifier(journal, self.alerting, leadership.is_leader, unix_time)

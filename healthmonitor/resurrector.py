@@ -126,6 +126,7 @@ class Resurrector:
         self._flying: frozenset[OperationId] = frozenset()  # past their guard, as of `_counted_in`
         self._counted_in: Mapping[InstanceId, Operation] | None = None  # None: they are to be counted anew
         self._drift_looked_at = float("-inf")
+        self._watched: dict[tuple[OperationId, Revision], float] = {}  # since when, loop's clock
         self._drift_round: list[InstanceId] = []
         self._rebuilt_at: list[float] = []
         self._alive_at: dict[InstanceId, float] = {}
@@ -314,6 +315,7 @@ class Resurrector:
             self._start_tasks(group)
             if asyncio.get_running_loop().time() >= self._drift_looked_at + _TURN_LONGEST_SECONDS:
                 await self._repair_drift()
+            self._forget_watched()
             for deployment in list(self._journal.deployments().values()):
                 if not self._journal.has_corrupt_instances(deployment.name):
                     await self._roll(deployment)
@@ -402,10 +404,22 @@ class Resurrector:
 
         return disk_growth.due(record, reports, cloud.disk_abilities, self._policy.disks, self._unix_time())
 
+    def _watched_seconds(self, operation: Operation) -> float:
+        """For how long this monitor has known that it serves its rollout. Whoever takes over gives it its time anew."""
+        now = asyncio.get_running_loop().time()
+        return now - self._watched.setdefault((operation.id, operation.rollout_revision), now)
+
+    def _forget_watched(self) -> None:
+        present = {(each.id, each.rollout_revision) for each in self._journal.operations().values()}
+        for gone in self._watched.keys() - present:
+            del self._watched[gone]
+
     async def _roll(self, deployment: DeploymentRecord) -> None:
         if deployment.rollout in (RolloutState.DONE, RolloutState.FAILED) and not deployment.deleting:
             return
-        decision = rollout.decide(deployment, self._journal.instances(), self._journal.operations(), self._unix_time())
+        decision = rollout.decide(
+            deployment, self._journal.instances(), self._journal.operations(), self._watched_seconds
+        )
         if (decision.state, decision.error) != (deployment.rollout, deployment.rollout_error):
             changed = replace(deployment, rollout=decision.state, rollout_error=decision.error)
             await self._journal.save_deployment(changed, deployment)

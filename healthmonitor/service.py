@@ -26,6 +26,7 @@ from healthmonitor.agent_client import AgentClient
 from healthmonitor.alert_actions import AlertActions
 from healthmonitor.api import Api, ApiParts, Role
 from healthmonitor.api_server import ApiServer
+from healthmonitor.bus_alarm import NoteInFile
 from healthmonitor.channels.build import build_channels
 from healthmonitor.channels.channel import Channel
 from healthmonitor.channels.log import LogChannel
@@ -202,6 +203,7 @@ class Service:
             new_id=new_id,
             system_events=system_events,
             beside=monitors.deviations,
+            alarm_note=NoteInFile(Path(configuration.state_dir) / f"bus-lost-{monitor_id}.json"),
             link=lambda key: link(self.configuration.http.public_url, self._signs_links(), key, time.time()),
         )
         store = ImageStore(

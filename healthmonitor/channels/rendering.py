@@ -147,10 +147,11 @@ def _rows(item: Item, notification: Notification) -> Iterator[tuple[str, str]]:
     yield "where", one_line(item.where or incident.subject)
     since = clock(incident.opened_at)
     if incident.resolved_at is not None:
-        yield "lasted", f"{_lasted(incident.opened_at, incident.resolved_at)}, since {since}"
+        took = incident.took_seconds(incident.resolved_at)
+        yield "lasted", f"{'not known' if took is None else duration_text(round(took))}, since {since}"
         yield "mended", block(incident.resolution or "it is over")
     else:
-        yield "since", f"{since} ({_lasted(incident.opened_at, notification.at)})"
+        yield "since", f"{since} ({duration_text(max(0, round(notification.at - incident.opened_at)))})"
     if item.doing:
         yield "doing", block(item.doing)
     for name, value in list(item.facts.items())[:FACTS_MAX]:
@@ -184,10 +185,6 @@ def _wrapped(label: str, value: str) -> list[str]:
 def _html_value(label: str, value: str) -> str:
     shown = escape(value)
     return f'<code style="font-size:14px">{shown}</code>' if label == "type" else shown
-
-
-def _lasted(start: float, end: float) -> str:
-    return duration_text(max(0, round(end - start)))
 
 
 def _indented(text: str) -> str:

@@ -214,6 +214,13 @@ def _follow(session: Session, after: int, before: float | None) -> None:
         before = event["at"]
 
 
+def _lasted_seconds(incident: Any, now: float) -> float:
+    """Clocks are set: what is open cannot be open for less than nothing."""
+    told = incident.get("lasted_seconds")
+    seconds: float = (incident["resolved_at"] or now) - incident["opened_at"] if told is None else told
+    return max(0.0, seconds)
+
+
 def _incident_row(incident: Any, now: float) -> tuple[str | Text, ...]:
     ended = incident["resolved_at"]
     state = f"resolved: {incident['resolution']}" if ended else "open"
@@ -221,7 +228,7 @@ def _incident_row(incident: Any, now: float) -> tuple[str | Text, ...]:
         state = f"explained by {incident['inhibited_by']}"
     return (
         date_and_time(incident["opened_at"]),
-        duration((ended or now) - incident["opened_at"]),
+        duration(_lasted_seconds(incident, now)),
         Text(incident["severity"], style="" if ended else "bold red"),
         incident["subject"],
         f"{incident['title']}: {incident['detail']}" if incident["detail"] else incident["title"],

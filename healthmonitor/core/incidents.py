@@ -45,6 +45,7 @@ class Incidents:
         self._as_said: dict[str, Deviation] = {}  # of which the open incident says all already
         self._explained: set[str] = set()  # open ones whose cause was looked for
         self._explains: dict[str, dict[str, None]] = {}  # key of a cause → what it would explain of those
+        self._opened_at: dict[str, float] = {}  # of those that were opened here
         self._seen_since: dict[str, float] = {}  # deviations that are there now
         self._absent_since: dict[str, float] = {}  # of open incidents
         self._openings: dict[str, tuple[float, ...]] = {}
@@ -84,6 +85,7 @@ class Incidents:
                 self.refused += 1
             else:
                 self._count_opening(key, now)
+                self._opened_at[key] = now
                 self._open[key] = incident = _opened(deviation, self._flaps(key), unix_now)
                 opened.append(incident)
         resolved = self._resolve(present, unsure, now, unix_now, checks)
@@ -117,10 +119,8 @@ class Incidents:
             del self._open[key]
             del self._absent_since[key]
             self._as_said.pop(key, None)
-            took = unix_now - incident.opened_at
-            resolved.append(
-                replace(incident, resolved_at=unix_now, updated_at=unix_now, resolution=f"over after {took:.0f} s")
-            )
+            opened_at = self._opened_at.pop(key, None)
+            resolved.append(over(incident, None if opened_at is None else now - opened_at, unix_now))
         self._forget_openings(now)
         return resolved
 
@@ -175,6 +175,17 @@ class Incidents:
         for key in [key for key in self._openings if key not in self._open]:
             if now - self._openings[key][-1] > self.policy.flap_window_seconds:
                 del self._openings[key]
+
+
+def over(incident: Incident, lasted_seconds: float | None, unix_now: float) -> Incident:
+    """`lasted_seconds`: as measured, None when nobody measured it. It does not end before it began, however clocks are
+    set: receivers refuse that."""
+    ended = replace(incident, lasted_seconds=lasted_seconds, updated_at=unix_now)
+    took = ended.took_seconds(unix_now)
+    resolution = "over; for how long it was there nobody knows, the clock was set" if took is None else ""
+    return replace(
+        ended, resolved_at=max(unix_now, incident.opened_at), resolution=resolution or f"over after {took:.0f} s"
+    )
 
 
 def instance_of(incident: Incident) -> str:

@@ -326,6 +326,15 @@ class Incident:
     resolution: str = ""
     inhibited_by: str = ""  # the key of the incident that explains this one
     next_step: str = ""  # what a person may type
+    lasted_seconds: float | None = None
+    """By a clock that nobody sets, where one and the same monitor saw it begin and end."""
+
+    def took_seconds(self, until: float) -> float | None:
+        """How long it lasted, or until then; None: nobody can know, because the clock was set back meanwhile."""
+        if self.lasted_seconds is not None:
+            return self.lasted_seconds
+        seconds = until - self.opened_at
+        return seconds if seconds >= 0.0 else None
 
 
 @dataclass(frozen=True, slots=True)

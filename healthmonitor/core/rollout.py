@@ -11,7 +11,7 @@ Does not know: how an instance is moved; that beginning an operation twice is ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from healthmonitor.core import disk_changes
@@ -78,15 +78,16 @@ def decide(
     deployment: DeploymentRecord,
     instances: Mapping[InstanceId, InstanceRecord],
     operations: Mapping[InstanceId, Operation],
-    now_unix: float,
+    watched_seconds: Callable[[Operation], float],
 ) -> RolloutDecision:
-    """`instances` and `operations`: all there are; those of other deployments are not looked at."""
+    """`instances` and `operations`: all there are; those of other deployments are not looked at. `watched_seconds`: for
+    how long an operation has been seen to serve its rollout, by a clock that nobody sets."""
     ours = {key: record for key, record in instances.items() if record.deployment == deployment.name}
     if deployment.deleting:
         return _delete(deployment, ours, operations)
     if deployment.rollout in (RolloutState.FAILED, RolloutState.NONE):
         return RolloutDecision(deployment.rollout, error=deployment.rollout_error, reason="nothing is being rolled out")
-    failure = _failure(deployment, ours, operations, now_unix)
+    failure = _failure(deployment, ours, operations, watched_seconds)
     if failure:
         return RolloutDecision(RolloutState.FAILED, error=failure, reason="stopped")
     look = _Look(deployment, ours, operations)
@@ -269,7 +270,7 @@ def _failure(
     deployment: DeploymentRecord,
     ours: Mapping[InstanceId, InstanceRecord],
     operations: Mapping[InstanceId, Operation],
-    now_unix: float,
+    watched_seconds: Callable[[Operation], float],
 ) -> str:
     """Why the rollout has failed, or "". Only what this rollout moved can fail it."""
     for group in deployment.manifest.groups:
@@ -290,7 +291,7 @@ def _failure(
         seconds = _watch_seconds(deployment, ours[instance])
         if operation.hold is Hold.UNHEALTHY:
             return f"{instance} is not healthy: {operation.error}"
-        if now_unix - max(operation.started_at, deployment.deployed_at) > seconds:
+        if watched_seconds(operation) > seconds:
             waiting = operation.error or f"it is at step {operation.step.value}"
             return f"{instance} was not healthy within {seconds:g} s: {waiting}"
     return ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from healthmonitor.agent_client import AgentClient
+from healthmonitor.bus_alarm import NoteInMemory
 from healthmonitor.channels.channel import Channel
 from healthmonitor.clouds.cloud import Cloud
 from healthmonitor.core.fleet import Fleet
@@ -89,6 +90,7 @@ class MonitorProcess:
         self._channels = channels
         self._ids_of = f"{name}{twin}"
         self._cut = (False, False)
+        self.alarm_note = NoteInMemory()  # stands for a file of its machine
         self._ids = 0
         self._starts = 0
 
@@ -218,6 +220,7 @@ class MonitorProcess:
             unix_time=self.unix_time,
             new_id=self._new_id,
             system_events=SimulatedSystemEvents(bus),
+            alarm_note=self.alarm_note,
         )
         leader = _Leader(self.name, leadership)
         manifests = ManifestIntake(

@@ -123,6 +123,10 @@ class World(Protocol):
         """By key and time of opening: all that were ever written as open and explained by no other."""
         ...
 
+    def alarms_of_the_gone(self) -> frozenset[str]:
+        """Threads about the loss of the bus whose monitor was taken away for ever while it stood in its note."""
+        ...
+
     def told(self) -> Mapping[str, list[Notification]]:
         """Receiver → what it took, in order."""
         ...
@@ -386,6 +390,9 @@ def finally_delivered(world: World) -> list[Breach]:
         for notification in taken:
             for item in notification.items:
                 incident = item.incident
+                if incident.kind == "bus_lost":  # each monitor's own, written nowhere
+                    last_told[notification.thread] = incident.resolved_at is not None
+                    continue
                 told[incident.key] = max(incident.opened_at, told.get(incident.key, 0.0))
                 over = incident.resolved_at is not None
                 if over or not incident.inhibited_by:  # else it is only listed beside what explains it
@@ -399,12 +406,12 @@ def finally_delivered(world: World) -> list[Breach]:
             # That a channel fails is told by the others.
             if told.get(key, 0.0) < opened_at and key != f"channel_failing:{receiver}"
         ]
+        forsaken = world.alarms_of_the_gone()
         open_now = {incident.key for incident in world.records().incidents if incident.resolved_at is None}
         breaches += [
             Breach(f"{receiver} was told of {key}, and not of its end", (key,))
             for key, over in last_told.items()
-            # The bus's loss is told from the memory of a monitor that may not live to see its end.
-            if not over and key not in open_now and key != "bus_lost:monitor"
+            if not over and key not in open_now and key not in forsaken
         ]
     return breaches
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from random import Random
 
 from healthmonitor.alerting import Alerting
+from healthmonitor.bus_alarm import AlarmNote, NoteInMemory
 from healthmonitor.channels.channel import Transition
 from healthmonitor.core.notifying.desk import Rules
 from healthmonitor.core.policy import AlertPolicy
@@ -83,6 +84,7 @@ def simulated(
     channels: list[RecordingChannel],
     policy: AlertPolicy = POLICY,
     rules: Rules | None = None,
+    note: AlarmNote | None = None,
 ) -> None:
     loop = SimulatedLoop(max_real_seconds=60.0)
 
@@ -101,6 +103,7 @@ def simulated(
             rules=rules,
             is_leader=lambda: state["leads"](),
             events=events,
+            note=note,
         )
         site = Site(loop, server, bus, part, channels, journal, events)
         # A leader holds its lease through the bus
@@ -108,6 +111,7 @@ def simulated(
         task = site.task = asyncio.create_task(part.run())
         await site.until(lambda: part.desk is not None)
         await scenario(site)
+        task = site.task or task
         task.cancel()
         await asyncio.wait({task})
         await bus.close()
@@ -331,6 +335,48 @@ def test_when_the_bus_is_gone_that_one_alert_is_sent_from_memory() -> None:
         ("resolved", "bus_lost:monitor"),
         ("opened", "vm_missing:shop/db/1"),
     ]
+
+
+def test_the_end_of_the_buss_loss_is_told_by_the_next_process() -> None:
+    """Who told of the loss dies before the bus is back, or before its end reached everybody: the next process of this
+    monitor tells the end, under the same thread, and forgets it then."""
+    channel = RecordingChannel("mail")
+    note = NoteInMemory()
+
+    async def scenario(site: Site) -> None:
+        async def killed_and_started_again() -> Alerting:
+            assert site.task is not None
+            site.task.cancel()
+            await asyncio.wait({site.task})
+            channel.closed = False
+            part = alerting(
+                site.bus, site.journal, [channel], lambda: site.now, is_leader=lambda: site.bus.connected, note=note
+            )
+            site.task = asyncio.create_task(part.run())
+            return part
+
+        site.server.crash()
+        await site.until(lambda: channel.transitions() == ["opened"], 60)
+        await killed_and_started_again()
+        site.server.start()
+        await site.until(lambda: "resolved" in channel.transitions(), 60)
+        await site.until(lambda: note.load() is None, 60)
+
+        site.server.crash()
+        await site.until(lambda: channel.transitions().count("opened") == 2, 60)
+        channel.down = unavailable("away")
+        site.server.start()
+        await site.until(lambda: site.bus.connected)
+        await asyncio.sleep(5.0)
+        assert note.load() is not None, "its end has not reached everybody"
+        await killed_and_started_again()
+        channel.down = None
+        await site.until(lambda: channel.transitions().count("resolved") == 2, 60)
+        await site.until(lambda: note.load() is None, 60)
+
+    simulated(scenario, [channel], note=note)
+    threads = [each.thread for each in channel.taken]
+    assert threads[0] == threads[1] != threads[2] == threads[3]
 
 
 def test_who_does_not_lead_sends_nothing_and_who_leads_again_sends_once() -> None:

@@ -319,6 +319,10 @@ class World:
     def opened_incidents(self) -> Mapping[tuple[str, float], Incident]:
         return self._opened
 
+    def alarms_of_the_gone(self) -> frozenset[str]:
+        gone = [(each.name, each.alarm_note.load()) for each in self.monitors if each.retired]
+        return frozenset(f"bus-lost-{name}-{alarm.opened_at:.0f}" for name, alarm in gone if alarm is not None)
+
     def told(self) -> Mapping[str, list[Notification]]:
         return {receiver.name: receiver.taken for receiver in self.receivers}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from healthmonitor.alerting import Alerting
+from healthmonitor.bus_alarm import AlarmNote
 from healthmonitor.channels.channel import Channel, ChannelRefused, ChannelUnavailable, Item, Notification, Receipt
 from healthmonitor.core.deviations import KINDS
 from healthmonitor.core.incidents import instance_of
@@ -136,6 +137,7 @@ def alerting(
     rules: Rules | None = None,
     is_leader: Callable[[], bool] = lambda: True,
     events: list[Event] | None = None,
+    note: AlarmNote | None = None,
 ) -> Alerting:
     told = events if events is not None else []
     return Alerting(
@@ -150,4 +152,5 @@ def alerting(
         tell=told.append,
         alert_of=alert_incident,
         site=SITE,
+        note=note,
     )

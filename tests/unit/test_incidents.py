@@ -25,11 +25,15 @@ class Watch:
         self.incidents = Incidents(policy, known)
         self.unsure: set[str] = set()
         self.now = 0.0
+        self.clock_set_by = 0.0
 
     def see(self, *deviations: Deviation, after: float = 1.0) -> IncidentDecision:
         self.now += after
         return self.incidents.decide(
-            deviations, lambda incident: incident.key in self.unsure, self.now, 1_700_000_000 + self.now
+            deviations,
+            lambda incident: incident.key in self.unsure,
+            self.now,
+            1_700_000_000 + self.now + self.clock_set_by,
         )
 
 
@@ -45,6 +49,35 @@ def test_a_deviation_opens_one_incident_and_its_end_resolves_it() -> None:
     resolved = watch.see(after=60).resolved
     assert keys(resolved) == [f"vm_missing:{DB}"]
     assert resolved[0].resolution == "over after 61 s"
+
+
+@pytest.mark.parametrize("set_by_seconds", [-7200.0, 7200.0])
+def test_how_long_it_lasted_does_not_hang_on_the_wall_clock(set_by_seconds: float) -> None:
+    """A clock that is set while it lasts changes nothing of what is said; and nothing ends before it began."""
+    watch = Watch()
+    opened = watch.see(dev("vm_missing")).opened[0]
+    watch.clock_set_by = set_by_seconds
+    resolved = watch.see(after=30).resolved[0]
+    assert resolved.resolution == "over after 30 s"
+    assert resolved.resolved_at is not None
+    assert resolved.resolved_at >= opened.opened_at
+    assert resolved.took_seconds(resolved.resolved_at) == 30
+
+
+@pytest.mark.parametrize(
+    ("set_by_seconds", "told", "took"),
+    [(0.0, "over after 30 s", 30.0), (-7200.0, "over; for how long it was there nobody knows, the clock was set", 0.0)],
+)
+def test_what_another_monitor_opened_is_measured_as_far_as_it_can_be(
+    set_by_seconds: float, told: str, took: float
+) -> None:
+    """Only the wall clock tells; where it went back, that is said."""
+    opened = Watch().see(dev("vm_missing")).opened[0]
+    watch = Watch(known=[opened])
+    watch.clock_set_by = set_by_seconds
+    resolved = watch.see(after=31).resolved[0]
+    assert resolved.resolution == told
+    assert resolved.took_seconds(resolved.resolved_at or 0.0) == took
 
 
 def test_what_passes_soon_is_no_incident() -> None:

@@ -310,7 +310,7 @@ def test_the_plan_shows_what_the_rollout_does(before: InstanceGroup, after: Inst
     assume(not found.refusals)
     quick = replace(after, update=UpdatePolicy(canaries=0, max_in_flight=100))
     deployment = DeploymentRecord(SHOP, Revision(2), manifest(quick), "", "me", 0.0, RolloutState.REST)
-    acts = rollout.decide(deployment, {record.instance: record for record in current}, {}, 0.0).acts
+    acts = rollout.decide(deployment, {record.instance: record for record in current}, {}, lambda operation: 0.0).acts
     done: dict[InstanceId, Verb | OperationKind] = {}
     for act in acts:
         match act:

@@ -40,7 +40,12 @@ class Site:
 
     def round(self, now: float = NOW) -> RolloutDecision:
         assert self.deployment is not None
-        decision = decide(self.deployment, self.instances, self.operations, now)
+        decision = decide(
+            self.deployment,
+            self.instances,
+            self.operations,
+            lambda operation: now - max(operation.started_at, self.deployment.deployed_at),
+        )
         self.deployment = replace(self.deployment, rollout=decision.state, rollout_error=decision.error)
         for act in decision.acts:
             match act:

@@ -115,9 +115,10 @@ def item(
                 facts["image"] = spec.image
     if affected:
         facts["explains"] = f"{affected} more"
-    if incident.resolved_at is not None and incident.resolved_at > incident.opened_at:
-        facts["lasted"] = duration(incident.resolved_at - incident.opened_at)
-    elif incident.resolved_at is None:
+    if incident.resolved_at is not None:
+        if took := incident.took_seconds(incident.resolved_at):
+            facts["lasted"] = duration(took)
+    else:
         facts["since"] = f"{duration(max(0.0, now - incident.opened_at))}"
     meaning = KINDS[incident.kind].meaning if incident.kind in KINDS else ""
     if meaning:
