@@ -345,15 +345,15 @@ def test_a_bosh_agent_that_nobody_expects_speaks_for_as_long_as_its_own_cadence(
 def test_a_restart_of_the_monitor_neither_ends_nor_repeats_that_a_stranger_is_there() -> None:
     """Who was reported before is taken for one still until it was listened for, and known, as long as for a report."""
     speaks = AgentView(AgentId("a"), Verdict.ALIVE, "", Glance(), 0, 0, 20, *LEASES)
-    silent = replace(speaks, heartbeats_missing_seconds=POLICY.liveness.lease_seconds)
+    silent = msgspec.structs.replace(speaks, heartbeats_missing_seconds=POLICY.liveness.lease_seconds)
     for view, listened_seconds, expected in (
         (None, 20, True),  # a real bosh-agent may not have spoken yet
         (None, 61, False),
         (speaks, 20, True),
         (speaks, 1000, True),
         (silent, 1000, False),
-        (replace(speaks, known_seconds=100), 1000, False),
-        (replace(speaks, verdict=Verdict.MISSING), 20, False),
+        (msgspec.structs.replace(speaks, known_seconds=100), 1000, False),
+        (msgspec.structs.replace(speaks, verdict=Verdict.MISSING), 20, False),
     ):
         assert may_be_stranger_still(view, listened_seconds, POLICY) is expected, (view, listened_seconds)
 
