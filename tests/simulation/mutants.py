@@ -16,6 +16,7 @@ from typing import Any
 from agent.commands import Commands
 from agent.core import desired, disk_safety
 from agent.core import reconcile as agent_rules
+from healthmonitor.bus_alarm import NoteInMemory
 from healthmonitor.core import fleet as fleet_module
 from healthmonitor.core import guard, leadership, liveness, strays
 from healthmonitor.core import operation as rules
@@ -354,6 +355,11 @@ def _end_not_told() -> contextlib.AbstractContextManager[None]:
     return _patched(Desk, "see", see)
 
 
+def _alarm_forgotten() -> contextlib.AbstractContextManager[None]:
+    """A monitor that starts does not know that the one before it told of the bus's loss."""
+    return _patched(NoteInMemory, "load", lambda self: None)
+
+
 def _told_once() -> contextlib.AbstractContextManager[None]:
     """What a receiver does not take at once is not tried again."""
     real = Line._failed
@@ -403,6 +409,7 @@ MUTANTS: Mapping[str, Mutant] = MappingProxyType(
         "events-alone": _events_alone,
         "incident-never-resolved": _incident_never_resolved,
         "end-not-told": _end_not_told,
+        "alarm-forgotten": _alarm_forgotten,
         "told-once": _told_once,
         "failing-in-silence": _failing_in_silence,
     }
@@ -436,6 +443,7 @@ CAUGHT_BY: Mapping[str, Caught] = MappingProxyType(
         "events-alone": Caught("engines", 0, "finally_as_expected"),
         "incident-never-resolved": Caught("alerts", 0, "finally_incidents_resolved"),
         "end-not-told": Caught("alerts", 0, "finally_delivered"),
+        "alarm-forgotten": Caught("alerts", 0, "finally_delivered"),
         "told-once": Caught("alerts", 0, "finally_delivered"),
         "failing-in-silence": Caught("disks", 0, "always_visible"),
     }
