@@ -22,6 +22,7 @@ from agent.core.disk_safety import CheckVerdict, Marker, Verdict
 from agent.lone_thread import LoneThread, StillHanging
 from agent.store import sync_directory
 from protocol import codec
+from protocol.envelope import NO_DEVICE
 from protocol.ids import DiskCid, InstanceId
 from protocol.spec import DiskSpec
 
@@ -135,7 +136,7 @@ class DiskTools:
                 return devices.pop()
             if loop.time() >= deadline:
                 hint = disk.device or "no hint"
-                raise DiskMissing(f"no device for {disk.cid} ({hint}) within {wait_seconds:g} s; is it attached?")
+                raise DiskMissing(f"{NO_DEVICE} {disk.cid} ({hint}) within {wait_seconds:g} s; is it attached?")
             await asyncio.sleep(LOOK_INTERVAL_SECONDS)
 
     def _by_serial(self, cid: DiskCid) -> set[str]:

@@ -17,6 +17,8 @@ REQUEST_MAX_BYTES = 1024 * 1024
 REPLY_MAX_BYTES = 1024 * 1024 - 4096
 """nats-server's default max_payload is 1 MiB; the rest is left for the protocol line and headers."""
 EXCEPTION_MAX_CHARACTERS = 16 * 1024
+NO_DEVICE = "no device for"
+"""In an agent's refusal to mount: its VM does not see the disk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from healthmonitor.steps.disk_records import (
     binding_of,
     cids_of,
     detach,
+    detach_until_free,
     disk_lost,
     forget_orphan,
     free_key,
@@ -268,6 +269,24 @@ async def attach(context: StepContext) -> Outcome:
             await save_binding(context, changed, f"disk {wanted.name} copy attached")
         notes.append(f"beside it {successor.cid} at {device}")
     return Done("; ".join(notes))
+
+
+async def plug_again(context: StepContext, binding: DiskBinding) -> Outcome:
+    """The cloud calls it attached, and the VM does not see it, so that nothing there can have it mounted: taken out and
+    put in again. A cloud may have recorded an attachment that it never carried out, and does not carry out later."""
+    if binding.cid is None:
+        return Failed(f"disk {binding.name} was not made; a defect, please report it")
+    held = await detach_until_free(context, binding.name, binding.cid)
+    if held is not None:
+        return held
+    device = await attach_read_back(context, binding.name, binding.cid)
+    if not isinstance(device, str):
+        return device
+    await save_binding(context, replace(binding, device=device), f"disk {binding.name} attached again")
+    return Failed(
+        f"disk {binding.name} ({binding.cid}) was attached by the cloud's word and its VM did not see it; it was"
+        " detached and attached again, and mounting is tried again"
+    )
 
 
 async def release_unwanted(context: StepContext) -> str:

@@ -22,11 +22,14 @@ from healthmonitor.core.records import Hold, InstanceRecord, Step, VmBinding, in
 from healthmonitor.steps import disk_records, disk_steps, spare_vm
 from healthmonitor.steps.context import StepContext
 from protocol import codec
+from protocol.envelope import NO_DEVICE
 from protocol.ids import AgentId, ContainerName, Generation
 from protocol.settings import AgentSettings
 from protocol.spec import ImagePin
 
 _ENTROPY_BYTES = 32
+_LOOKS_FOR_DEVICE = 3
+"""So often the agent looks for a disk that the cloud calls attached before it is plugged in again."""
 
 
 async def create_vm(context: StepContext) -> Outcome:
@@ -166,19 +169,24 @@ async def mount(context: StepContext) -> Outcome:
             # What is written to it from now on is not on the copy.
             stale = replace(disk, successor=replace(disk.successor, ready=False))
             await disk_records.save_binding(context, stale, f"disk {disk.name} copy outdated")
-        await context.call_agent(
-            "mount_disk",
-            disk.cid,
-            {
-                "name": disk.name,
-                "device": disk.device,
-                "filesystem": disk.filesystem,
-                "mount_options": list(disk.mount_options),
-                "size_mib": disk.size_mib,
-                "replaces": disk.replaces,
-                "taken_from": disk.taken_from,
-            },
-        )
+        try:
+            await context.call_agent(
+                "mount_disk",
+                disk.cid,
+                {
+                    "name": disk.name,
+                    "device": disk.device,
+                    "filesystem": disk.filesystem,
+                    "mount_options": list(disk.mount_options),
+                    "size_mib": disk.size_mib,
+                    "replaces": disk.replaces,
+                    "taken_from": disk.taken_from,
+                },
+            )
+        except RequestRefused as error:
+            if NO_DEVICE not in str(error) or context.operation.attempts + 1 < _LOOKS_FOR_DEVICE:
+                raise
+            return await disk_steps.plug_again(context, disk)
     listed = await context.call_agent("list_disk")
     mounted = {str(item.get("cid", "")) if isinstance(item, dict) else str(item) for item in listed or ()}
     lacking = [f"{disk.name} ({disk.cid})" for disk in disks if disk.cid not in mounted]

@@ -19,6 +19,7 @@ from agent.core import disk_safety
 from agent.core.disk_safety import Marker, Verdict
 from agent.disk_keeper import UnknownDisk
 from agent.disk_tools import DiskBusy, DiskMissing, DiskRefused
+from protocol.envelope import NO_DEVICE
 from protocol.heartbeat import DiskReport, DiskState
 from protocol.ids import DiskCid, DiskName, InstanceId
 from protocol.spec import DiskSpec, InstanceSpec
@@ -119,7 +120,7 @@ class SimulatedDisks:
                         break
                     await asyncio.sleep(0.1)
                 else:
-                    raise DiskMissing(f"no device for {disk.cid}")
+                    raise DiskMissing(f"{NO_DEVICE} {disk.cid}")
             await self._mount(disk.cid)
         self._tell()
         return self.mounted()[disk.name]
@@ -164,7 +165,7 @@ class SimulatedDisks:
     async def _mount(self, cid: DiskCid) -> None:
         await asyncio.sleep(self._random.uniform(*MOUNT_SECONDS))
         if cid not in self._hardware.devices():
-            raise DiskMissing(f"no device for {cid}")
+            raise DiskMissing(f"{NO_DEVICE} {cid}")
         if cid in self._hardware.mounted():
             return
         if cid not in self._kept:
@@ -228,7 +229,7 @@ class SimulatedCopies:
         await asyncio.sleep(seconds)
         for disk in (source.cid, target.cid):
             if disk not in self._hardware.devices():
-                raise DiskMissing(f"no device for {disk}")
+                raise DiskMissing(f"{NO_DEVICE} {disk}")
         # Begun again, it is formatted again: nothing that anybody uses is on it yet.
         copied = self._hardware.content(target.cid)
         copied.filesystem, copied.formats = target.filesystem, 1

@@ -37,8 +37,8 @@ STEPS_OF_CALL: Mapping[str, frozenset[Step]] = MappingProxyType(
         "create_disk": frozenset({Step.MAKE_DISKS}),
         "resize_disk": frozenset({Step.MAKE_DISKS, Step.REWORK}),
         "delete_disk": frozenset({Step.FORGET}),
-        "attach_disk": frozenset({Step.ATTACH, Step.REWORK}),
-        "detach_disk": frozenset({Step.FREE_DISKS, Step.APPLY, Step.HEALTHY, Step.REWORK, Step.SWAP}),
+        "attach_disk": frozenset({Step.ATTACH, Step.MOUNT, Step.REWORK}),
+        "detach_disk": frozenset({Step.FREE_DISKS, Step.MOUNT, Step.APPLY, Step.HEALTHY, Step.REWORK, Step.SWAP}),
     }
 )
 """Calls that change something, and the steps that take them. Whoever adds a step adds it here."""

@@ -275,8 +275,8 @@ class FakeVm:
             case "mount_disk" if settings_of(self.vm).instance is None and self.became is None:
                 return envelope.encode_exception("this VM fills no instance yet")
             case "mount_disk":
-                if DiskCid(arguments[0]) not in self.vm.attached:
-                    return envelope.encode_exception(f"no device {arguments[0]}")
+                if DiskCid(arguments[0]) not in self.vm.attached - self.vm.half_attached:
+                    return envelope.encode_exception(f"{envelope.NO_DEVICE} {arguments[0]}")
                 refusal = self._refusal(arguments[0], arguments[1]["replaces"])
                 if refusal:
                     self.world.note_failure(f"mounting was asked for, but {refusal}")

@@ -176,6 +176,35 @@ def test_an_attachment_is_believed_only_when_it_is_read_back() -> None:
     in_world(play)
 
 
+def test_a_disk_that_the_vm_never_sees_is_plugged_in_again() -> None:
+    """The cloud recorded an attachment, says so when it is read back, and never carried it out: the agent has looked
+    for the device three times, then the disk is detached and attached anew, which is told."""
+
+    async def play(world: HandsWorld) -> None:
+        await _deployed(world)
+        (disk,) = world.vm_of(DB).attached
+        world.cloud.plan_fault("attach_disk", Fault.HALF_DONE, times=1)
+        world.cloud.disks[disk].slips = True
+        world.cloud.kill_vm(world.vm_of(DB).cid)
+
+        def step() -> Step | None:
+            operation = world.operation(DB)
+            return operation.step if operation is not None else None
+
+        await world.until(lambda: step() is Step.MOUNT, "attached, by the cloud's word")
+        assert world.vm_of(DB).half_attached == {disk}
+        world.cloud.disks[disk].slips = False
+        await world.until(world.idle, "rebuilt")
+        assert world.vm_of(DB).attached == {disk}
+        assert not world.vm_of(DB).half_attached
+        entries = await world.parts.process.call(world.loop.create_task, world.parts.journal.last_events(1000))
+        told = [entry.event.text for entry in entries if "its VM did not see it" in entry.event.text]
+        assert len(told) == 1
+        assert not world.cloud.violations
+
+    in_world(play)
+
+
 def test_a_disk_that_another_vm_holds_is_not_attached_beside_it() -> None:
     """In a cloud that attaches one disk to several VMs without a word: asked first who holds it, never two writers."""
 
