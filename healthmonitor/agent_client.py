@@ -160,6 +160,7 @@ class AgentClient:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[reply_to] = answer
         sent = asyncio.ensure_future(self._send(agent, request, timeout_seconds, check))
+        sent.add_done_callback(_looked_at)
         try:
             await asyncio.wait({answer, sent}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
@@ -170,10 +171,7 @@ class AgentClient:
             answer.cancel()
             if not sent.done():
                 sent.cancel()
-            # Its outcome is either above, or of no interest once the answer is here.
             await asyncio.wait({sent})
-            if not sent.cancelled():
-                sent.exception()
 
     async def _send(self, agent: AgentId, request: bytes, timeout_seconds: float, check: Callable[[], None]) -> bytes:
         check()
@@ -183,6 +181,13 @@ class AgentClient:
         answer = self._waiting.get(message.subject)
         if answer is not None and not answer.done():
             answer.set_result(message.payload)
+
+
+def _looked_at(sent: asyncio.Future[bytes]) -> None:
+    """Its outcome is either asked for, or of no interest: the answer is here, or whoever asked was cancelled, be it for
+    the second time while the request still ended."""
+    if not sent.cancelled():
+        sent.exception()
 
 
 def _running_task(value: Any) -> str | None:
