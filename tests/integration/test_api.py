@@ -358,7 +358,9 @@ async def test_a_disk_is_never_made_smaller(site: Site) -> None:
     reply = await site.http.put("/v1/deployments/shop", json={"manifest": smaller})
     assert reply.status_code == 409
     assert "cannot shrink" in reply.json()["error"]
-    assert site.journal.deployment(record.deployment).revision == 1  # type: ignore[union-attr]
+    kept = site.journal.deployment(record.deployment)
+    assert kept is not None
+    assert kept.revision == 1
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,8 @@ class Faults:
 
     def _all_cut(self, fault: Fault) -> None:
         """Also who comes while it lasts."""
-        heals = [self._begin_cut(place, True, True) for place in (*self._machines(), *self._world.monitors)]
+        places: list[Machine | MonitorProcess] = [*self._machines(), *self._world.monitors]
+        heals = [self._begin_cut(place, True, True) for place in places]
         self._all_cuts.append(heals)
 
         def heal() -> None:

@@ -234,7 +234,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.steps += 1
         if self.steps % BUDGET_CHECK_STEPS == 0:
             self._check_budget()
-        while timers and timers[0][2]._cancelled:  # type: ignore[attr-defined]
+        while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
         if not ready and not self._stopping:  # type: ignore[attr-defined]
             if not timers:
@@ -244,7 +244,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         now = self._now
         while timers and timers[0][0] <= now:
             handle = heapq.heappop(timers)[2]
-            if not handle._cancelled:  # type: ignore[attr-defined]
+            if not handle._cancelled:
                 ready.append(handle)
         for _ in range(len(ready)):
             handle = ready.popleft()

@@ -38,9 +38,11 @@ class Surroundings(Protocol):
     """The world, as far as a person reaches."""
 
     trace: Trace
-    cloud: SimulatedCloud
     monitors: list[MonitorProcess]
     fleet_of_machines: dict[VmCid, Machine]
+
+    @property
+    def cloud(self) -> SimulatedCloud: ...
 
     def records(self) -> Records: ...
 

@@ -59,5 +59,9 @@ class ReceiverChannel:
             raise ChannelUnavailable(f"{receiver.name} is {mood.value}")
         return Receipt("250 taken")
 
+    async def reach(self) -> None:
+        if self._receiver.mood is Mood.AWAY:
+            raise ChannelUnavailable(f"{self._receiver.name} is {self._receiver.mood.value}")
+
     async def close(self) -> None:
         """Nothing to close."""

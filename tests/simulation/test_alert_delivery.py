@@ -10,7 +10,7 @@ from random import Random
 
 from healthmonitor.alerting import Alerting
 from healthmonitor.bus_alarm import AlarmNote, NoteInMemory
-from healthmonitor.channels.channel import Transition
+from healthmonitor.channels.channel import Notification, Transition
 from healthmonitor.core.notifying.desk import Rules
 from healthmonitor.core.policy import AlertPolicy
 from healthmonitor.core.records import Event, Incident, Maintenance, Silence
@@ -141,7 +141,11 @@ def test_smtp_down_for_an_hour_delays_nobody_else_and_loses_nothing() -> None:
             each = vm(number, site.now)
             opened.append(each)
             site.open(each)
-            await site.until(lambda each=each: ("opened", each.key) in pager.told())
+
+            def is_paged(key: str = each.key) -> bool:
+                return ("opened", key) in pager.told()
+
+            await site.until(is_paged)
             assert site.now - each.opened_at < 0.5, "the pager does not wait for mail"
             if number % 2:
                 site.end(each)
@@ -448,7 +452,11 @@ def test_asked_to_stop_right_after_a_delivery_it_still_writes_that_it_was_made()
     async def scenario(site: Site) -> None:
         task = site.task
         assert task is not None
-        channel.on_take = lambda notification: task.cancel() and None
+
+        def stop(notification: Notification) -> None:
+            task.cancel()
+
+        channel.on_take = stop
         site.open(incident())
         await asyncio.wait({task})
         assert channel.transitions() == ["opened"]

@@ -56,9 +56,11 @@ OURS = "A VM that is not ours is left alone."
 
 
 class Surroundings(Protocol):
-    cloud: SimulatedCloud
     monitors: list[MonitorProcess]
     policy: Policy
+
+    @property
+    def cloud(self) -> SimulatedCloud: ...
 
     def now(self) -> float: ...
 

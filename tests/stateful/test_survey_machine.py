@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hypothesis import settings
@@ -232,12 +233,8 @@ class SurveyMachine(RuleBasedStateMachine):
         assert {verdict: n for verdict, n in self.fleet.verdicts().items() if n} == counted
 
 
-def _kinds(found: tuple[object, ...]) -> set[tuple[str, str]]:
-    return {
-        (each.kind, each.subject)  # type: ignore[attr-defined]
-        for each in found
-        if each.kind not in BY_TIME_ALONE  # type: ignore[attr-defined]
-    }
+def _kinds(found: Iterable[Deviation]) -> set[tuple[str, str]]:
+    return {(each.kind, each.subject) for each in found if each.kind not in BY_TIME_ALONE}
 
 
 TestSurveyMachine = SurveyMachine.TestCase

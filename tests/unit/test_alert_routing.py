@@ -12,7 +12,7 @@ from healthmonitor.core.located_yaml import ManifestErrors
 from healthmonitor.core.notifying.hours import Hours, within
 from healthmonitor.core.notifying.routing import EscalationStep, Route, Subject, routed
 from healthmonitor.core.notifying.silences import describe, is_on, matching
-from healthmonitor.core.records import Severity, Silence
+from healthmonitor.core.records import Incident, Severity, Silence
 from tests.support.alerts import incident, subject_of
 
 ALL = ("mail", "pager", "log")
@@ -78,11 +78,11 @@ FAILING = incident("pager", "channel_failing")
         (Route("r", ("mail",), during=(Hours(WEEKDAYS, 18 * 3600, 8 * 3600),)), VM, False),
     ],
 )
-def test_a_route_matches_by_all_its_criteria(route: Route, about: object, matches: bool) -> None:
+def test_a_route_matches_by_all_its_criteria(route: Route, about: Incident, matches: bool) -> None:
     """What does not match says why, and goes to everybody."""
-    subject = subject_of(about)  # type: ignore[arg-type]
+    subject = subject_of(about)
     subject = Subject(subject.deployment, subject.group, subject.instance, {"team": "db"})
-    way = routed(about, subject, [route], ALL, MONDAY_NOON)  # type: ignore[arg-type]
+    way = routed(about, subject, [route], ALL, MONDAY_NOON)
     assert way.channels == (("mail",) if matches else ALL)
     assert way.route == ("r" if matches else "default")
     assert any("does not match: its" in reason or "does not match: it is not" in reason for reason in way.reasons) is (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 
@@ -20,6 +22,10 @@ from tests.unit.test_resurrector_disks import disk_of, machine, rolled_out, told
 
 DB, DATA = place(), DiskName("data")
 DAY = 86400.0
+T = TypeVar("T")
+Refusal = tuple[Callable[[DiskActions], Coroutine[Any, Any, object]], type[Exception], str]
+"""What is asked, the error that it ends with, a part of its text."""
+
 ADA = Person("admin", "ada")
 STANDING = DiskBinding(DATA, "k", 100, DiskCid("d-2"))
 ORPHAN = OrphanDisk(CLOUD, "shop-db-0-data", DiskCid("d-1"), DATA, 100, "ext4", DB, since=1000.0)
@@ -78,7 +84,7 @@ async def several_looks(world: HandsWorld) -> None:
     await world.until(lambda: world.loop.time() > until, "several looks")
 
 
-def asked(world: HandsWorld, call: Callable[[DiskActions], object]) -> object:
+def asked(world: HandsWorld, call: Callable[[DiskActions], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
     return world.parts.process.call(world.loop.create_task, call(actions(world)))
 
 
@@ -101,7 +107,7 @@ def test_after_its_time_it_is_deleted() -> None:
     async def with_kept(world: HandsWorld) -> DiskCid:
         kept = disk_of(world)
         await rolled_out(world, group(disks={"newer": 100}), revision=3)
-        await asked(world, lambda a: a.keep(kept, None, ADA, "audit"))  # type: ignore[misc]
+        await asked(world, lambda a: a.keep(kept, None, ADA, "audit"))
         return kept
 
     in_world(play)
@@ -113,7 +119,7 @@ def test_what_somebody_holds_is_not_deleted() -> None:
     async def play(world: HandsWorld) -> None:
         orphan = await with_orphan(world)
         world.vm_of(DB).attached.add(orphan)
-        await asked(world, lambda a: a.delete(orphan, ADA, ""))  # type: ignore[misc]
+        await asked(world, lambda a: a.delete(orphan, ADA, ""))
         await several_looks(world)
         assert orphan in world.cloud.disks
         (text,) = await told(world, "disk.not_deleted")
@@ -131,7 +137,7 @@ def test_a_deletion_is_finished(fault: Fault) -> None:
     async def play(world: HandsWorld) -> None:
         orphan = await with_orphan(world)
         world.cloud.plan_fault("delete_disk", fault, times=2)
-        await asked(world, lambda a: a.delete(orphan, ADA, ""))  # type: ignore[misc]
+        await asked(world, lambda a: a.delete(orphan, ADA, ""))
         await world.until(lambda: not world.parts.journal.orphans(), "forgotten")
         assert orphan not in world.cloud.disks
 
@@ -146,7 +152,7 @@ def test_an_orphan_is_given_to_an_instance() -> None:
         orphan = await with_orphan(world)
         before = disk_of(world)
         written = world.contents[orphan]
-        await asked(world, lambda a: a.attach(orphan, DB, DATA, ADA, "wrong one"))  # type: ignore[misc]
+        await asked(world, lambda a: a.attach(orphan, DB, DATA, ADA, "wrong one"))
         await world.until(lambda: world.idle() and disk_of(world) == orphan, "taken")
         assert world.vm_of(DB).attached == {orphan}
         assert world.contents[orphan] >= written
@@ -164,17 +170,18 @@ def test_what_cannot_be_is_refused_before_anything_changes() -> None:
     async def play(world: HandsWorld) -> None:
         orphan = await with_orphan(world)
         before = dict(world.parts.journal.orphans()), world.record(DB)
-        for call, error, fragment in (
-            (lambda a: a.attach(orphan, DB, "logs", ADA, ""), NotPossible, "has no disk logs"),
-            (lambda a: a.attach("d-99", DB, DATA, ADA, ""), NotFound, "no orphan"),
+        cases: tuple[Refusal, ...] = (
+            (lambda a: a.attach(orphan, DB, DiskName("logs"), ADA, ""), NotPossible, "has no disk logs"),
+            (lambda a: a.attach(DiskCid("d-99"), DB, DATA, ADA, ""), NotFound, "no orphan"),
             (lambda a: a.attach(disk_of(world), DB, DATA, ADA, ""), NotPossible, "and no orphan"),
             (lambda a: a.attach(orphan, InstanceId("shop/db/7"), DATA, ADA, ""), NotFound, "no instance"),
             (lambda a: a.delete(disk_of(world), ADA, ""), NotPossible, "and no orphan"),
-            (lambda a: a.keep("d-99", None, ADA, ""), NotFound, "no orphan"),
+            (lambda a: a.keep(DiskCid("d-99"), None, ADA, ""), NotFound, "no orphan"),
             (lambda a: a.keep(orphan, 0.0, ADA, ""), NotPossible, "would delete it"),
-        ):
+        )
+        for call, error, fragment in cases:
             with pytest.raises(error, match=fragment):
-                await asked(world, call)  # type: ignore[misc]
+                await asked(world, call)
         assert (dict(world.parts.journal.orphans()), world.record(DB)) == before
 
     in_world(play)
@@ -211,7 +218,7 @@ def test_the_list_has_every_disk() -> None:
 
     async def play(world: HandsWorld) -> None:
         orphan = await with_orphan(world)
-        listed = await asked(world, lambda a: a.disks())  # type: ignore[misc]
+        listed = await asked(world, lambda a: a.disks())
         found = {disk.cid: (disk.role, disk.holders) for disk in listed}
         vm = world.vm_of(DB).cid
         assert found == {disk_of(world): ("in use", frozenset({vm})), orphan: ("orphan", frozenset())}

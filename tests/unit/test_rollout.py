@@ -39,14 +39,15 @@ class Site:
         self.deployment = record
 
     def round(self, now: float = NOW) -> RolloutDecision:
-        assert self.deployment is not None
+        deployment = self.deployment
+        assert deployment is not None
         decision = decide(
-            self.deployment,
+            deployment,
             self.instances,
             self.operations,
-            lambda operation: now - max(operation.started_at, self.deployment.deployed_at),
+            lambda operation: now - max(operation.started_at, deployment.deployed_at),
         )
-        self.deployment = replace(self.deployment, rollout=decision.state, rollout_error=decision.error)
+        self.deployment = replace(deployment, rollout=decision.state, rollout_error=decision.error)
         for act in decision.acts:
             match act:
                 case Create(record=record):

@@ -25,7 +25,7 @@ from healthmonitor.operator_actions import NotFound
 from protocol.ids import AgentId, DiskCid, DiskName, Generation, Revision, VmCid
 from tests.simulation.cloud import Fault
 from tests.support.hands_world import CLOUD, SHOP, HandsWorld, group, in_world, place
-from tests.unit.test_orphans import ADA, asked
+from tests.unit.test_orphans import ADA, Refusal, asked
 from tests.unit.test_resurrector_disks import disk_of, rolled_out, told
 
 DB, DATA = place(), DiskName("data")
@@ -120,7 +120,7 @@ def test_one_is_taken_when_asked_for_and_put_back(fault: Fault | None) -> None:
         before = disk_of(world)
         if fault is not None:
             world.cloud.plan_fault("snapshot_disk", fault, times=2)
-        await asked(world, lambda a: a.snapshot(DB, DATA, 30 * DAY, ADA, "before the upgrade"))  # type: ignore[misc]
+        await asked(world, lambda a: a.snapshot(DB, DATA, 30 * DAY, ADA, "before the upgrade"))
         await world.until(lambda: [o.cid for o in world.parts.journal.orphans().values() if o.cid], "taken", 900.0)
         (snapshot,) = world.parts.journal.orphans().values()
         assert (snapshot.cause, snapshot.snapshot_of, snapshot.scheduled) == (OrphanCause.SNAPSHOT, before, False)
@@ -130,7 +130,7 @@ def test_one_is_taken_when_asked_for_and_put_back(fault: Fault | None) -> None:
         (text,) = await told(world, "disk.snapshot")
         assert text == f"snapshot {snapshot.cid} of disk data ({before}) is taken"
         world.contents[snapshot.cid] = world.contents[before]
-        await asked(world, lambda a: a.attach(snapshot.cid, DB, DATA, ADA, "the upgrade failed"))  # type: ignore[misc]
+        await asked(world, lambda a: a.attach(snapshot.cid, DB, DATA, ADA, "the upgrade failed"))
         await world.until(lambda: world.idle() and disk_of(world) == snapshot.cid, "put back")
         (left,) = world.parts.journal.orphans().values()
         assert (left.cid, left.cause) == (before, OrphanCause.REPLACED)
@@ -179,7 +179,7 @@ def test_a_monitor_killed_while_one_is_taken(kill_at: int) -> None:
         world.points.clear()
         world.kill_at = kill_at
         try:
-            await asked(world, lambda a: a.snapshot(DB, DATA, None, ADA, ""))  # type: ignore[misc]
+            await asked(world, lambda a: a.snapshot(DB, DATA, None, ADA, ""))
         except BaseException as error:
             if type(error).__name__ not in ("Killed", "CancelledError"):
                 raise
@@ -198,17 +198,18 @@ def test_what_cannot_be_taken_is_refused_or_given_up() -> None:
 
     async def play(world: HandsWorld) -> None:
         await rolled_out(world, group(disks={"data": 100}))
-        for call, error, fragment in (
+        cases: tuple[Refusal, ...] = (
             (lambda a: a.snapshot(place("web"), DATA, None, ADA, ""), NotFound, "no instance"),
             (lambda a: a.snapshot(DB, DiskName("log"), None, ADA, ""), NotPossible, "has no disk log"),
             (lambda a: a.snapshot(DB, DATA, None, ADA, ""), NotPossible, "has no snapshots"),
-        ):
+        )
+        for call, error, fragment in cases:
             with pytest.raises(error, match=fragment):
-                await asked(world, call)  # type: ignore[misc]
+                await asked(world, call)
         assert not world.parts.journal.orphans()
         world.cloud.disk_abilities = SNAPSHOTS
         world.cloud.plan_fault("snapshot_disk", Fault.FAILS, times=1000)
-        await asked(world, lambda a: a.snapshot(DB, DATA, None, ADA, ""))  # type: ignore[misc]
+        await asked(world, lambda a: a.snapshot(DB, DATA, None, ADA, ""))
         world.clock_ahead_seconds += 2 * HOUR
         await world.until(lambda: not world.parts.journal.orphans(), "given up", 900.0)
         (text,) = await told(world, "disk.snapshot_failed")
@@ -296,7 +297,7 @@ def test_none_is_begun_while_something_is_done_with_the_instance() -> None:
         world.cloud.plan_fault("create_vm", Fault.FAILS, times=6)
         world.cloud.kill_vm(world.vm_of(DB).cid)
         await world.until(lambda: world.operation(DB) is not None, "being rebuilt")
-        await asked(world, lambda a: a.snapshot(DB, DATA, None, ADA, ""))  # type: ignore[misc]
+        await asked(world, lambda a: a.snapshot(DB, DATA, None, ADA, ""))
 
         def taken_now() -> bool:
             return any(orphan.cid for orphan in world.parts.journal.orphans().values())
