@@ -22,6 +22,8 @@ PACKAGES = (
     "udev",
     "mount",
     "docker.io",
+    "crun",
+    "dbus",
     "iptables",
     "iproute2",
     "python3",

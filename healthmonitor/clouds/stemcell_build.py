@@ -233,7 +233,7 @@ def _versions(root: Path) -> dict[str, str]:
     """Of what matters, from the package database."""
     found = {}
     status = (root / "var/lib/dpkg/status").read_text(errors="replace")
-    for package in ("docker.io", "containerd", "runc", "systemd", "python3"):
+    for package in ("docker.io", "containerd", "crun", "runc", "systemd", "python3"):
         match = re.search(rf"^Package: {re.escape(package)}$(?:.*\n)+?^Version: (.*)$", status, re.MULTILINE)
         if match:
             found[package] = match[1]

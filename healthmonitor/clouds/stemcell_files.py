@@ -37,8 +37,11 @@ FILES = {
     "etc/resolv.conf": "nameserver 10.0.2.3\n",
     "etc/modules-load.d/resurgam.conf": "qemu_fw_cfg\noverlay\nbr_netfilter\n",
     "etc/sysctl.d/50-resurgam.conf": "net.ipv4.ip_forward = 1\nkernel.printk = 3 4 1 3\nvm.overcommit_memory = 1\n",
+    # crun is a small C program where runc is a large Go one that starts itself anew: an emulated VM starts containers a
+    # third sooner, and health checks. It speaks with systemd through D-Bus only.
     "etc/docker/daemon.json": (
-        '{\n  "live-restore": true,\n  "log-driver": "json-file",\n'
+        '{\n  "default-runtime": "crun",\n  "runtimes": {"crun": {"path": "/usr/bin/crun"}},\n'
+        '  "live-restore": true,\n  "log-driver": "json-file",\n'
         '  "log-opts": {"max-size": "10m", "max-file": "3"},\n  "storage-driver": "overlay2"\n}\n'
     ),
     # A journal that is bounded, and that a read-only or full disk cannot stop.
