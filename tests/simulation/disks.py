@@ -93,7 +93,7 @@ class SimulatedDisks:
 
     def mounted(self) -> dict[DiskName, str]:
         mounted = self._hardware.mounted()
-        return {disk.name: f"/var/lib/resurgam/disks/{disk.name}" for cid, disk in self._kept.items() if cid in mounted}
+        return {disk.name: _directory(disk) for cid, disk in self._kept.items() if cid in mounted}
 
     def first_mounted(self) -> str | None:
         return next(iter(sorted(self.mounted().values())), None)
@@ -123,7 +123,7 @@ class SimulatedDisks:
                     raise DiskMissing(f"{NO_DEVICE} {disk.cid}")
             await self._mount(disk.cid)
         self._tell()
-        return self.mounted()[disk.name]
+        return _directory(disk)  # as the real keeper: another command may have unmounted it since
 
     async def unmount(self, cid: DiskCid) -> bool:
         if cid not in self._kept:
@@ -251,3 +251,7 @@ class SimulatedDocument(Generic[T]):
 
     def save(self, value: T) -> None:
         self._value = value
+
+
+def _directory(disk: DiskSpec) -> str:
+    return f"/var/lib/resurgam/disks/{disk.name}"

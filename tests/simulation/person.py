@@ -10,7 +10,8 @@ Does not know: the checkers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -62,15 +63,28 @@ class Person:
 
     async def deploy(self, name: str, text: str, tries: int = 60) -> bool:
         self.wanted[name] = text
-        self._asking[name] = self._asking.get(name, 0) + 1
-        self.acknowledged[name] = None
-        done = await self.ask(
-            f"deploys {name}", lambda actions: actions.deploy(name, ManifestUpload(text), NAME, "", None), tries
-        )
-        self._asking[name] -= 1
+        with self._asks_about(name):
+            done = await self.ask(
+                f"deploys {name}", lambda actions: actions.deploy(name, ManifestUpload(text), NAME, "", None), tries
+            )
         alone = not self._asking[name] and self.wanted[name] == text
         self.acknowledged[name] = text if done and alone else None
         return done
+
+    async def _delete(self, name: str, disks: bool) -> None:
+        with self._asks_about(name):
+            await self.ask(f"deletes {name}", lambda actions: actions.delete(name, disks, NAME, "whim"))
+        self.acknowledged[name] = None
+
+    @contextlib.contextmanager
+    def _asks_about(self, name: str) -> Iterator[None]:
+        """While it is asked, and until all that was asked beside it is answered, what stands is not known."""
+        self._asking[name] = self._asking.get(name, 0) + 1
+        self.acknowledged[name] = None
+        try:
+            yield
+        finally:
+            self._asking[name] -= 1
 
     async def ask(
         self, what: str, request: Callable[[OperatorActions], Awaitable[object]], tries: int = SHORT_OF_PATIENCE
@@ -128,9 +142,7 @@ class Person:
                 await asyncio.sleep(fault.lasts_seconds)
                 await self.ask("switches on", lambda a: a.switch_resurrection(True, NAME, "whim"), 60)
             case FaultKind.DELETED:
-                self.acknowledged[manifests.SMALL] = None
-                disks = fault.depth % 2 == 0
-                await self.ask(f"deletes {manifests.SMALL}", lambda a: a.delete(manifests.SMALL, disks, NAME, "whim"))
+                await self._delete(manifests.SMALL, disks=fault.depth % 2 == 0)
                 await asyncio.sleep(fault.lasts_seconds)
                 await self.deploy(manifests.SMALL, manifests.blog(), SHORT_OF_PATIENCE)
 
