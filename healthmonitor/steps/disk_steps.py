@@ -272,8 +272,8 @@ async def attach(context: StepContext) -> Outcome:
 
 
 async def plug_again(context: StepContext, binding: DiskBinding) -> Outcome:
-    """The cloud calls it attached, and the VM does not see it, so that nothing there can have it mounted: taken out and
-    put in again. A cloud may have recorded an attachment that it never carried out, and does not carry out later."""
+    """The cloud calls it attached, and a new VM has never seen it, so that nothing there can have it mounted: taken out
+    and put in again. A cloud may have recorded an attachment that it never carried out, nor ever will."""
     if binding.cid is None:
         return Failed(f"disk {binding.name} was not made; a defect, please report it")
     held = await detach_until_free(context, binding.name, binding.cid)

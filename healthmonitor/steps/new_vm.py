@@ -17,7 +17,7 @@ from healthmonitor.core import health
 from healthmonitor.core.image_pins import pins_after
 from healthmonitor.core.judgement import Verdict
 from healthmonitor.core.keys import hostname, vm_key
-from healthmonitor.core.operation import STEPS, Done, Failed, Held, Outcome, VmLost
+from healthmonitor.core.operation import IN_PLACE, STEPS, Done, Failed, Held, Outcome, VmLost
 from healthmonitor.core.records import Hold, InstanceRecord, Step, VmBinding, instance_spec
 from healthmonitor.steps import disk_records, disk_steps, spare_vm
 from healthmonitor.steps.context import StepContext
@@ -184,7 +184,9 @@ async def mount(context: StepContext) -> Outcome:
                 },
             )
         except RequestRefused as error:
-            if NO_DEVICE not in str(error) or context.operation.attempts + 1 < _LOOKS_FOR_DEVICE:
+            tried = context.operation.attempts + 1
+            # In a VM that was there before, a device that vanished may still be mounted: that is for a person.
+            if NO_DEVICE not in str(error) or tried < _LOOKS_FOR_DEVICE or context.operation.kind in IN_PLACE:
                 raise
             return await disk_steps.plug_again(context, disk)
     listed = await context.call_agent("list_disk")
