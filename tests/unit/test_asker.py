@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from healthmonitor.asker import AgentClient, Asker, PingAnswer
-from healthmonitor.core.fleet import Fleet
+from healthmonitor.core.fleet import JUDGED_MAX, Fleet
 from healthmonitor.core.policy import LivenessPolicy
 from protocol.bus import Bus, NoResponders
 from protocol.ids import AgentId, Generation, InstanceId
@@ -69,7 +69,7 @@ async def ask(agents: Nobody, count: int, seconds: float, come_back: int = 0) ->
 def test_questions_keep_to_their_rate_and_number(answered_after: float, least: int) -> None:
     """Also when each is answered at once, as by a bus on which nobody listens; and the rate is made use of."""
     agents = Nobody(answered_after)
-    began = SimulatedLoop().run(ask(agents, 500, 2.0))
+    began = SimulatedLoop().run(ask(agents, JUDGED_MAX, 2.0))
     assert agents.most_in_flight <= POLICY.asks_max_in_flight
     for at in agents.asked_at:
         by_then = sum(each <= at for each in agents.asked_at)
