@@ -254,10 +254,16 @@ class Site:
         return running
 
     async def events(self, kind: str = "", last: int = 5000) -> list[dict[str, Any]]:
-        for monitor in self.monitors:
-            if monitor.runs and (found := await monitor.get("/v1/events", last=last)) is not None:
-                return [event for event in found["events"] if event["kind"].startswith(kind)]
-        raise AssertionError("no monitor answers")
+        """Of whichever monitor answers: none does while the bus has no leader for its store."""
+
+        async def answered() -> dict[str, Any] | None:
+            for monitor in self.monitors:
+                if monitor.runs and (found := await monitor.get("/v1/events", last=last)) is not None:
+                    return dict(found)
+            return None
+
+        found = await until(answered, 60, "a monitor answers", every_seconds=0.2)
+        return [event for event in found["events"] if event["kind"].startswith(kind)]
 
     async def no_disk_had_two_writers(self) -> None:
         """By the disks themselves: once another VM wrote, the former never writes again."""
