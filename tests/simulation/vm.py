@@ -111,7 +111,7 @@ class Machine:
         self._booted_at = 0.0
         self._frozen_seconds = 0.0
         self._frozen_at = 0.0
-        self._thawed_at = 0.0
+        self.thawed_at = 0.0
         self._alive_at = loop.time()
         self._cut = (False, False)
         self._ids = 0
@@ -163,7 +163,7 @@ class Machine:
         if self.power is PowerState.FROZEN:
             self._frozen_seconds += self._loop.time() - self._frozen_at
             self.power = PowerState.RUNNING
-            self._thawed_at = self._loop.time()
+            self.thawed_at = self._loop.time()
             self._tell("thawed")
             if self.agent is not None:
                 self.agent.thaw()
@@ -295,7 +295,7 @@ class Machine:
     def undisturbed_since(self) -> float:
         """Since when nothing has befallen the VM, its agent or its connection."""
         connected = self.bus.connected_since if self.bus is not None and self.bus.connected else self._loop.time()
-        return max(connected, self._thawed_at)
+        return max(connected, self.thawed_at)
 
     def uptime_seconds(self) -> float:
         """By its own clock, which may drift."""

@@ -70,6 +70,8 @@ class Surroundings(Protocol):
 
     def is_foreign(self, vm: VmCid) -> bool: ...
 
+    def thawed_at(self, vm: VmCid) -> float: ...
+
     def undisturbed_since(self, vm: VmCid) -> float:
         """Since when nothing has befallen the VM or its connection."""
         ...
@@ -254,6 +256,8 @@ class Witness:
         ago = self._world.now() - evidence
         if self._world.now() - self._world.undisturbed_since(vm) < LATE_TOLERANCE_SECONDS:
             return  # thawed a moment ago, it looks late until it was asked
+        if evidence - self._world.thawed_at(vm) < LATE_TOLERANCE_SECONDS:
+            return  # what was heard last came a moment after it thawed, and then nobody could ask it any more
         # Where an answer set what is late, the lease counts from when it was asked for: by so much too soon.
         if ago < self._world.policy.liveness.lease_seconds - LATE_TOLERANCE_SECONDS:
             text = f"{actor.name} fences {vm}, from which it heard {ago:.1f} s ago"

@@ -335,6 +335,9 @@ class World:
         machine = self.fleet_of_machines.get(vm)
         return machine is not None and machine.foreign
 
+    def thawed_at(self, vm: VmCid) -> float:
+        return self.fleet_of_machines[vm].thawed_at
+
     def undisturbed_since(self, vm: VmCid) -> float:
         return self.fleet_of_machines[vm].undisturbed_since()
 
